@@ -16,6 +16,7 @@
 #endif
 
 #include "daemon.h"
+#include "fault.h"
 #include "log.h"
 
 #define DEFAULT_CONFIG SYSCONFDIR "/remus/remusd.conf"
@@ -37,20 +38,18 @@ struct loop {
 static void usage(const struct daemon_ops *ops, FILE *out)
 {
     fprintf(out,
-            "Usage: %s [-c FILE] [-f] [-v]%s\n"
+            "Usage: %s [-c FILE] [-f] [-v] [-D FAULT]...\n"
             "       %s -t [-c FILE]\n"
             "       %s -h | -V\n\n"
             "%s\n\n"
-            "  -c, --config FILE     read FILE instead of %s\n"
-            "  -f, --foreground      log for a person: with times, not for the journal\n"
-            "  -t, --test            check the configuration and exit\n"
-            "  -v, --verbose         log at level debug, whatever the configuration says\n",
-            ops->name, ops->debug ? " [-D SETTING]..." : "", ops->name, ops->name, ops->summary,
-            DEFAULT_CONFIG);
-    if (ops->debug)
-        fprintf(out, "  -D, --debug SETTING   MODULE.FLAG=N: a fault or debug switch, for tests\n");
-    fprintf(out, "  -h, --help            print this and exit\n"
-                 "  -V, --version         print the version and exit\n");
+            "  -c, --config FILE   read FILE instead of %s\n"
+            "  -f, --foreground    log for a person: with times, not for the journal\n"
+            "  -t, --test          check the configuration and exit\n"
+            "  -v, --verbose       log at level debug, whatever the configuration says\n"
+            "  -D, --debug FAULT   NAME or NAME@EPOCH: make that step fail, for tests\n"
+            "  -h, --help          print this and exit\n"
+            "  -V, --version       print the version and exit\n",
+            ops->name, ops->name, ops->name, ops->summary, DEFAULT_CONFIG);
 }
 
 /* -1 = go on; else the exit status. */
@@ -81,9 +80,7 @@ static int read_options(const struct daemon_ops *ops, int argc, char **argv, str
             o->verbose = true;
             break;
         case 'D':
-            if (!ops->debug)
-                error_set(&err, "this program has no debug switches");
-            if (!ops->debug || ops->debug(optarg, &err) < 0) {
+            if (fault_set(optarg, &err) < 0) {
                 fprintf(stderr, "%s: -D %s: %s\n", ops->name, optarg, err.text);
                 return 2;
             }

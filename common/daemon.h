@@ -44,9 +44,6 @@ struct daemon_ops {
 
     /* After the loop, with the control socket closed. */
     void (*free)(struct daemon *d);
-
-    /* One -D SETTING (faults, debug switches), before start().  NULL = no -D. */
-    int (*debug)(const char *setting, struct error *err);
 };
 
 /* From the options to the exit status: 0 after a clean stop, 1 when something failed, 2 usage. */
