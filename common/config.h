@@ -15,8 +15,8 @@
 
 #define CONFIG_NAME_MAX 63 /* of a VM: letters, digits, '-', '_', '.', the first no '.' or '-' */
 #define CONFIG_TAPLEN_MAX 15
-#define CONFIG_INTERVAL_MIN 5u /* ms; `remusctl set` keeps to the same bounds */
-#define CONFIG_INTERVAL_MAX 10000u
+#define CONFIG_INTERVAL_MIN 5 /* ms; `remusctl set` keeps to the same bounds */
+#define CONFIG_INTERVAL_MAX 10000
 
 enum degrade_policy { DEGRADE_HOLD, DEGRADE_RELEASE, DEGRADE_STOP };
 enum takeover_policy { TAKEOVER_MANUAL, TAKEOVER_AUTOMATIC };
