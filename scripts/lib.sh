@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Shell functions that the scripts share: source it from bash after `set -eu`.
+#
+#   say TEXT...           one progress line on stderr, with the time since the start
+#   die TEXT...           says why, exits with 1
+#   defer COMMAND...      runs COMMAND at exit, last deferred first, whatever ended the script
+#   need_packages NAME... installs those Debian packages of the list that are missing
+#   netns_remove NAME     ends every process in a network namespace, by its id, and removes it
+
+# shellcheck shell=bash
+
+started=${EPOCHREALTIME/./}
+deferred=()
+
+say() {
+    local ms=$(((${EPOCHREALTIME/./} - started) / 1000))
+    printf '[%3d.%d s] %s\n' $((ms / 1000)) $((ms / 100 % 10)) "$*" >&2
+}
+
+die() {
+    say "${0##*/}: $*"
+    exit 1
+}
+
+defer() {
+    deferred+=("$(printf '%q ' "$@")")
+}
+
+run_deferred() {
+    local status=$? i
+    trap '' INT TERM HUP
+    trap - EXIT
+    set +e
+    for ((i = ${#deferred[@]} - 1; i >= 0; i--)); do
+        eval "${deferred[i]}"
+    done
+    exit "$status"
+}
+
+trap run_deferred EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+need_root() {
+    [ "$(id -u)" = 0 ] || die "needs root: run it with sudo"
+}
+
+apt_quiet() {
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 \
+        -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0 "$@"
+}
+
+# apt's lists may be absent (a fresh container) or too old (404 on the packages that they name).
+apt_update() {
+    say "fetching Debian's package lists"
+    apt_quiet update >&2
+}
+
+apt_has_lists() {
+    [ -n "$(apt-cache show --no-all-versions busybox-static 2>/dev/null)" ]
+}
+
+need_packages() {
+    local name log missing=()
+    for name in "$@"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] ||
+            missing+=("$name")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    need_root
+    apt_has_lists || apt_update
+    say "installing ${missing[*]}"
+    log=$(mktemp)
+    if ! apt_quiet install --no-install-recommends -y "${missing[@]}" >"$log" 2>&1; then
+        apt_update
+        apt_quiet install --no-install-recommends -y "${missing[@]}" >"$log" 2>&1 ||
+            { cat "$log" >&2; rm -f "$log"; die "apt-get could not install ${missing[*]}"; }
+    fi
+    rm -f "$log"
+}
+
+# A process that forks while we look can escape one round, so look until nobody is left.
+netns_kill() {
+    local pid pids round
+    for ((round = 0; round < 50; round++)); do
+        pids=$(ip netns pids "$1" 2>/dev/null) && [ -n "$pids" ] || return 0
+        for pid in $pids; do
+            kill -KILL "$pid" 2>/dev/null || :
+        done
+        sleep 0.02
+    done
+}
+
+netns_remove() {
+    [ -e "/run/netns/$1" ] || return 0
+    netns_kill "$1"
+    ip netns del "$1"
+}
