@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The configuration file, remusd.conf(5): one schema for both daemons, so that the same file can serve a host
+ * that is primary for one VM and backup for another.  This header is plain data: whoever is handed a
+ * `struct vm_config` needs no parser.
+ */
+#ifndef REMUS_CONFIG_H
+#define REMUS_CONFIG_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "error.h"
+
+#define CONFIG_NAME_MAX 63 /* of a VM: letters, digits, '-', '_', '.', the first no '.' or '-' */
+#define CONFIG_TAPLEN_MAX 15
+
+enum degrade_policy { DEGRADE_HOLD, DEGRADE_RELEASE, DEGRADE_STOP };
+enum takeover_policy { TAKEOVER_MANUAL, TAKEOVER_AUTOMATIC };
+
+/* One `vm NAME { ... }` section.  Strings are owned by the config and never NULL (empty when not set). */
+struct vm_config {
+    char name[CONFIG_NAME_MAX + 1];
+    char *run_dir;     /* copy of the top level's */
+
+    /* protection */
+    char *backup;             /* HOST:PORT of the backup; primary side */
+    bool protect;             /* start protecting when remusd starts */
+    unsigned interval_ms;     /* 25 */
+    unsigned heartbeat_ms;    /* 20 */
+    unsigned timeout_ms;      /* 200: silence that makes the peer suspect */
+    unsigned degrade_after_ms;/* 2000: link loss before the degrade policy acts */
+    enum degrade_policy degrade;    /* hold */
+    enum takeover_policy takeover;  /* manual */
+    char *arbiter;            /* command of `exec COMMAND`, or "" for none */
+    unsigned arbiter_timeout_ms;    /* 5000 */
+    size_t staging_bytes;     /* 64 MiB: primary's staging buffer */
+    size_t net_queue_bytes;   /* 32 MiB: held frames */
+
+    /* the machine */
+    char *platform;           /* "qemu" or "fake" */
+    uint64_t memory_bytes;    /* multiple of the page size */
+    unsigned cpus;
+    char *tracker;            /* "auto", "uffd" or "compare" */
+    char *tap;                /* interface that the guest's frames leave through; "" = no network */
+    char *mac;
+
+    /* platform = qemu */
+    char *qemu;               /* binary */
+    char *accelerator;        /* "auto", "kvm" or "tcg" */
+    char *kernel, *initrd, *append;
+    char *machine_state;      /* "devices" (small, fast) or "full" */
+    char **qemu_args;         /* more arguments, NULL-terminated */
+
+    /* platform = fake */
+    unsigned fake_rate;       /* pages dirtied a second */
+    char *fake_pattern;       /* "random", "sequential" or "hot" */
+    unsigned fake_frames;     /* frames sent a second */
+};
+
+struct config {
+    char *run_dir;            /* sockets, pid files; default /run/remus */
+    char *listen;             /* HOST:PORT of remus-backupd; default 0.0.0.0:7910 */
+    int log_level;            /* enum log_level */
+    struct vm_config *vms;
+    size_t vm_count;
+};
+
+/* Reads and checks the file.  On failure err says FILE:LINE, the key, its value and what would be right. */
+int config_load(struct config *cfg, const char *path, struct error *err);
+void config_free(struct config *cfg);
+
+/* NULL when there is no such VM. */
+const struct vm_config *config_vm(const struct config *cfg, const char *name);
+
+/* Splits HOST:PORT ([V6]:PORT too) into two strings for getaddrinfo(3). */
+int config_split_address(const char *address, char host[256], char port[16], struct error *err);
+
+#endif

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The seam between the epoch engine and whatever holds the guest's packets.
+ *
+ * A port carries frames between the guest and its network and asks the gate (netbuf/gate.h, pure code) what to
+ * do with each.  One file an implementation: frames (unix datagram socket to a tap); nfqueue and plug come later.
+ * A port runs a thread of its own; every call here may come from any thread and returns quickly.
+ *
+ * Fail closed: a port whose daemon dies releases nothing.
+ */
+#ifndef REMUS_PORT_H
+#define REMUS_PORT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/buffer.h"
+#include "common/error.h"
+
+/* Octets that the network state of one checkpoint may have (addresses, later the flow list). */
+#define NET_STATE_MAX (1u << 20)
+
+struct port_stats {
+    uint64_t held_frames, held_bytes;       /* waiting now */
+    uint64_t held_frames_max;
+    uint64_t frames_out, bytes_out;         /* left for the network, all time */
+    uint64_t frames_in;                     /* given to the guest */
+    uint64_t dropped_in;                    /* towards the guest: its socket stayed full or is gone */
+    uint64_t refused;                       /* malformed: shorter than an Ethernet header, or too long */
+    uint64_t full_ns;                       /* time in which the full queue held up the guest's sending */
+    uint64_t hold_p50_ns, hold_p99_ns;      /* over the last releases */
+};
+
+struct port {
+    const struct port_ops *ops;
+};
+
+struct port_ops {
+    const char *name;
+
+    /*
+     * The guest is suspended: everything it has sent up to now belongs to `epoch`, everything later to a later one.
+     * Appends the network state of this checkpoint (R2) to net_state.  Inside the pause: no logging, no
+     * waiting on the network (R8).
+     */
+    int (*barrier)(struct port *p, uint64_t epoch, struct buffer *net_state);
+
+    /* Checkpoint `epoch` is acknowledged: what belongs to it or to earlier ones may leave (R1). */
+    void (*release)(struct port *p, uint64_t epoch);
+
+    /* From now on hold the guest's output until release (a protection begins or goes on). */
+    void (*hold)(struct port *p);
+
+    /* Protection is over, with the operator's word or the arbiter's grant: let out what is held, in order, and
+     * hold nothing more. */
+    void (*pass)(struct port *p);
+
+    /*
+     * The backup has activated the replica: tell the network where the guest's addresses live now (gratuitous
+     * ARP, unsolicited neighbour advertisement), several times over the next seconds, and pass.
+     * net_state: from the activated checkpoint; checked like anything from outside (R10).
+     */
+    int (*activate)(struct port *p, const uint8_t *net_state, size_t len, struct error *err);
+
+    void (*stats)(struct port *p, struct port_stats *stats);
+    void (*close)(struct port *p);
+};
+
+struct frames_port_config {
+    const char *guest_path;   /* unix datagram socket of the guest's device */
+    const char *port_path;    /* ours; made by open, unlinked by close */
+    const char *tap;          /* existing tap interface; or "unix:PATH", a datagram socket (tests); "" = none */
+    const char *mac;          /* of the guest, for announcements */
+    size_t queue_bytes;       /* bound of the held frames (R9): at the bound the guest's sending waits */
+};
+
+/* Begins in hold. */
+int frames_port_open(struct port **p, const struct frames_port_config *cfg, struct error *err);
+
+/* A port without a network: barrier and release do nothing. */
+struct port *null_port_new(void);
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The seam to the hypervisor: vm_ops on the primary, replica_ops on the backup.
+ *
+ * One folder a platform (vm/qemu, vm/fake, vm/xen).  A platform embeds `struct vm` or `struct replica` as
+ * its first member.  All calls for one VM come from one thread, so platforms need no locks.
+ *
+ * Machine state is opaque here: what save_state() wrote on the primary, activate() of the same platform
+ * reads on the backup.  A profile string says what both must agree on ("qemu 7.2 microvm cpus=1 ...").
+ */
+#ifndef REMUS_VM_H
+#define REMUS_VM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/bitmap.h"
+#include "common/buffer.h"
+#include "common/config.h"
+#include "common/error.h"
+
+#define PAGE_SIZE 4096u
+#define VM_PROFILE_MAX 255
+#define VM_STATE_MAX (64u << 20) /* octets of machine state in one checkpoint */
+
+enum vm_health {
+    VM_ALIVE,
+    VM_SHUT_DOWN, /* the guest powered itself off, or its operator did: no failure (R7) */
+    VM_DIED,      /* the hypervisor's process is gone or the guest crashed */
+};
+
+struct vm {
+    const struct vm_ops *ops;
+    const uint8_t *memory;       /* the guest's pages, mapped for as long as the vm is open */
+    uint64_t pages;              /* memory is pages * PAGE_SIZE long */
+    char accelerator[16];        /* "kvm", "tcg", "native" */
+    char tracker[16];            /* "uffd" or "compare": what finds the dirty pages */
+    char profile[VM_PROFILE_MAX + 1];
+};
+
+/*
+ * Order of calls: open, then scan at any time; suspend -> scan, save_state -> resume, over and over;
+ * at the end either close (the guest goes on) or destroy.
+ */
+struct vm_ops {
+    const char *name;
+
+    /*
+     * Starts the guest, or attaches to it when it already runs (a restarted daemon finds its guest again).
+     * The guest runs when this returns.  Costs seconds; never called with another guest waiting.
+     */
+    int (*open)(struct vm **vm, const struct vm_config *cfg, struct error *err);
+
+    /*
+     * Stops the guest's processors and waits until its devices are quiet: from the return on neither memory
+     * nor machine state changes, and every frame that the guest sent is in the network port's socket.
+     * On failure the guest runs.
+     */
+    int (*suspend)(struct vm *vm, struct error *err);
+
+    /* Undoes suspend. */
+    int (*resume)(struct vm *vm, struct error *err);
+
+    /*
+     * Sets the bit of every page that was written since the last scan (of every page the first time) and starts
+     * to track afresh.  Bits already set stay.  Running or suspended; a page written during the scan of
+     * a running guest is reported by this scan or by the next.
+     */
+    int (*scan)(struct vm *vm, struct bitmap *dirty, struct error *err);
+
+    /* Suspended only.  Appends the machine state to `state`. */
+    int (*save_state)(struct vm *vm, struct buffer *state, struct error *err);
+
+    /* Cheap, called once an epoch. */
+    enum vm_health (*health)(struct vm *vm);
+
+    /* Ends the guest at once, whatever it does, and frees the vm (fencing, policy `stop`). */
+    void (*destroy)(struct vm *vm);
+
+    /* Lets go of the guest, which goes on (or stays suspended), and frees the vm. */
+    void (*close)(struct vm *vm);
+};
+
+struct replica {
+    const struct replica_ops *ops;
+    uint8_t *memory;             /* writable until activate() */
+    uint64_t pages;
+};
+
+/* Order of calls: open; the caller writes memory; activate once; health; close. */
+struct replica_ops {
+    const char *name;
+
+    /*
+     * Makes a replica of `pages` pages that waits ready to be activated.  Checks first that this host can hold it
+     * (memory available, profile equal to this host's): err says what is missing, and nothing was started.
+     */
+    int (*open)(struct replica **r, const struct vm_config *cfg, uint64_t pages,
+                const char *profile, struct error *err);
+
+    /* Loads the machine state and runs the guest.  memory must hold the same checkpoint. */
+    int (*activate)(struct replica *r, const uint8_t *state, size_t len, struct error *err);
+
+    /* After activate: how the guest fares. */
+    enum vm_health (*health)(struct replica *r);
+
+    /* Before activate: discards the replica.  After it: lets go of the guest, which goes on. */
+    void (*close)(struct replica *r);
+};
+
+/* NULL for a platform that this build does not have. */
+const struct vm_ops *vm_platform(const char *name);
+const struct replica_ops *replica_platform(const char *name);
+
+/* Unix datagram sockets of a guest's network: frames go guest -> port and port -> guest.  `out` has room for
+ * sizeof(sockaddr_un.sun_path) octets; 0, or -1 when run_dir is too long. */
+int vm_net_paths(const struct vm_config *cfg, char guest[108], char port[108]);
+
+#endif
