@@ -11,7 +11,8 @@
 #
 #   hosts_make PREFIX TAP   makes PREFIX-lan, PREFIX-client, PREFIX-primary and PREFIX-backup, and
 #                           defers their removal
-#   on HOST COMMAND...      runs COMMAND on client, primary or backup
+#   on HOST COMMAND...      runs COMMAND on client, primary or backup. Its /dev/shm is its own and is
+#                           gone with it and with the processes that it started
 #   hosts_kill HOST         ends every process of the host at once, as a power failure would
 
 # shellcheck shell=bash
@@ -35,7 +36,7 @@ hosts_make() {
         ip -n "$hosts-$host" link set lan master br0
         ip -n "$hosts-$host" tuntap add "$tap" mode tap
         ip -n "$hosts-$host" link set "$tap" up master br0
-        on "$host" sysctl -qw net.unix.max_dgram_qlen=1000
+        ip netns exec "$hosts-$host" sh -c 'echo 1000 >/proc/sys/net/unix/max_dgram_qlen'
     done
     ip -n "$hosts-primary" link add peer up type veth peer name peer netns "$hosts-backup"
     ip -n "$hosts-backup" link set peer up
@@ -44,7 +45,7 @@ hosts_make() {
 }
 
 on() {
-    ip netns exec "$hosts-$1" "${@:2}"
+    ip netns exec "$hosts-$1" sh -c 'mount -t tmpfs shm /dev/shm && exec "$@"' sh "${@:2}"
 }
 
 hosts_kill() {

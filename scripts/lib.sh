@@ -3,14 +3,21 @@
 #
 #   say TEXT...           one progress line on stderr, with the time since the start
 #   die TEXT...           says why, exits with 1
-#   defer COMMAND...      runs COMMAND at exit, last deferred first, whatever ended the script
+#   defer COMMAND...      runs COMMAND at exit, last deferred first, whatever ended the script; it finds
+#                         the script's status in exit_status
 #   need_packages NAME... installs those Debian packages of the list that are missing
+#   build_tree DIR [CONFIGURE-OPTION...]
+#                         builds this source tree in DIR
 #   netns_remove NAME     ends every process in a network namespace, by its id, and removes it
 
 # shellcheck shell=bash
 
 started=${EPOCHREALTIME/./}
 deferred=()
+top=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
+# shellcheck disable=SC2034 # for those who source this
+build_packages=(gcc libc6-dev make autoconf automake libtool pkg-config liblz4-dev libzstd-dev
+    libxxhash-dev libevent-dev libconfuse-dev libjansson-dev libpq-dev)
 
 say() {
     local ms=$(((${EPOCHREALTIME/./} - started) / 1000))
@@ -27,14 +34,15 @@ defer() {
 }
 
 run_deferred() {
-    local status=$? i
+    exit_status=$?
+    local i
     trap '' INT TERM HUP
     trap - EXIT
     set +e
     for ((i = ${#deferred[@]} - 1; i >= 0; i--)); do
         eval "${deferred[i]}"
     done
-    exit "$status"
+    exit "$exit_status"
 }
 
 trap run_deferred EXIT
@@ -79,6 +87,38 @@ need_packages() {
     fi
     rm -f "$log"
 }
+
+# Under sudo, what is built still belongs to the owner of the source tree.
+as_owner() {
+    local uid gid
+    read -r uid gid < <(stat -c '%u %g' "$top")
+    if [ "$uid" = "$(id -u)" ]; then
+        "$@"
+    else
+        setpriv --reuid="$uid" --regid="$gid" --clear-groups "$@"
+    fi
+}
+
+build_tree() (
+    dir=$1
+    shift
+    as_owner mkdir -p "$dir"
+    exec 8<"$top"
+    flock 8
+    log=$dir/build.log
+    as_owner touch "$log"
+    {
+        cd "$top" &&
+        if [ configure.ac -nt configure ]; then
+            as_owner autoreconf -i
+        fi &&
+        cd "$dir" &&
+        if ! [ -e config.status ]; then
+            as_owner "$top/configure" "$@"
+        fi &&
+        as_owner make -j "$(nproc)"
+    } >"$log" 2>&1 || { tail -n 40 "$log" >&2; die "the build failed; all of it is in $log"; }
+)
 
 # A process that forks while we look can escape one round, so look until nobody is left.
 netns_kill() {
