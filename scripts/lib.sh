@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Shell functions that the scripts share: source it from bash after `set -eu`.
 #
-#   say TEXT...           one progress line on stderr, with the time since the start
+#   say TEXT...           one progress line on stderr, with the time since the first script began
 #   die TEXT...           says why, exits with 1
 #   defer COMMAND...      runs COMMAND at exit, last deferred first, whatever ended the script; it finds
 #                         the script's status in exit_status
@@ -12,7 +12,7 @@
 
 # shellcheck shell=bash
 
-started=${EPOCHREALTIME/./}
+export REMUS_STARTED=${REMUS_STARTED:-${EPOCHREALTIME/./}}
 deferred=()
 top=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")
 # shellcheck disable=SC2034 # for those who source this
@@ -20,7 +20,7 @@ build_packages=(gcc libc6-dev make autoconf automake libtool pkg-config liblz4-d
     libxxhash-dev libevent-dev libconfuse-dev libjansson-dev libpq-dev)
 
 say() {
-    local ms=$(((${EPOCHREALTIME/./} - started) / 1000))
+    local ms=$(((${EPOCHREALTIME/./} - REMUS_STARTED) / 1000))
     printf '[%3d.%d s] %s\n' $((ms / 1000)) $((ms / 100 % 10)) "$*" >&2
 }
 
@@ -122,12 +122,11 @@ build_tree() (
 
 # A process that forks while we look can escape one round, so look until nobody is left.
 netns_kill() {
-    local pid pids round
+    local pids round
     for ((round = 0; round < 50; round++)); do
         pids=$(ip netns pids "$1" 2>/dev/null) && [ -n "$pids" ] || return 0
-        for pid in $pids; do
-            kill -KILL "$pid" 2>/dev/null || :
-        done
+        # shellcheck disable=SC2086 # a list
+        kill -KILL $pids 2>/dev/null || :
         sleep 0.02
     done
 }
