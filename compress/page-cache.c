@@ -1,0 +1,150 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "compress/page-cache.h"
+#include "compress/pagecodec.h"
+
+/* Slots are numbered from 1: 0 is "none" in the table, and the head of the list in use. */
+struct slot {
+    uint64_t pfn;
+    uint32_t prev, next; /* towards more and less recently used */
+    uint64_t round;
+};
+
+struct page_cache {
+    uint32_t slots, used;
+    uint32_t mask; /* table size - 1 */
+    uint64_t round;
+    uint32_t *table;
+    struct slot *slot;
+    uint8_t *pages;
+};
+
+static uint32_t table_home(const struct page_cache *c, uint64_t pfn)
+{
+    return (uint32_t)((pfn * UINT64_C(0x9e3779b97f4a7c15)) >> 32) & c->mask;
+}
+
+static void table_remove(struct page_cache *c, uint64_t pfn)
+{
+    uint32_t hole = table_home(c, pfn), i, home;
+
+    while (c->slot[c->table[hole]].pfn != pfn)
+        hole = (hole + 1) & c->mask;
+    /* Entries behind the hole move up, unless that would put them before their home. */
+    for (i = (hole + 1) & c->mask; c->table[i]; i = (i + 1) & c->mask) {
+        home = table_home(c, c->slot[c->table[i]].pfn);
+        if (((i - home) & c->mask) >= ((i - hole) & c->mask)) {
+            c->table[hole] = c->table[i];
+            hole = i;
+        }
+    }
+    c->table[hole] = 0;
+}
+
+static void list_remove(struct page_cache *c, uint32_t s)
+{
+    c->slot[c->slot[s].prev].next = c->slot[s].next;
+    c->slot[c->slot[s].next].prev = c->slot[s].prev;
+}
+
+static void list_push(struct page_cache *c, uint32_t s)
+{
+    c->slot[s].prev = 0;
+    c->slot[s].next = c->slot[0].next;
+    c->slot[c->slot[0].next].prev = s;
+    c->slot[0].next = s;
+}
+
+uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found)
+{
+    uint32_t i, s;
+
+    for (i = table_home(c, pfn); c->table[i]; i = (i + 1) & c->mask)
+        if (c->slot[c->table[i]].pfn == pfn)
+            break;
+    s = c->table[i];
+    *found = s != 0;
+    if (s) {
+        list_remove(c, s);
+    } else {
+        if (c->used < c->slots) {
+            s = ++c->used;
+        } else {
+            s = c->slot[0].prev;
+            if (c->slot[s].round == c->round)
+                return NULL;
+            list_remove(c, s);
+            table_remove(c, c->slot[s].pfn);
+            for (i = table_home(c, pfn); c->table[i]; i = (i + 1) & c->mask)
+                ;
+        }
+        c->table[i] = s;
+        c->slot[s].pfn = pfn;
+    }
+    list_push(c, s);
+    c->slot[s].round = c->round;
+    return c->pages + (size_t)(s - 1) * PAGE_BYTES;
+}
+
+void page_cache_begin(struct page_cache *c)
+{
+    c->round++;
+}
+
+void page_cache_clear(struct page_cache *c)
+{
+    memset(c->table, 0, ((size_t)c->mask + 1) * sizeof(*c->table));
+    c->slot[0].prev = c->slot[0].next = 0;
+    c->used = 0;
+}
+
+static size_t pages_bytes(const struct page_cache *c)
+{
+    return (size_t)c->slots * PAGE_BYTES;
+}
+
+struct page_cache *page_cache_new(uint32_t slots)
+{
+    struct page_cache *c = calloc(1, sizeof(*c));
+    size_t table = 16;
+
+    if (!c)
+        return NULL;
+    while (table < (size_t)slots + slots / 2)
+        table *= 2;
+    c->slots = slots;
+    c->mask = (uint32_t)(table - 1);
+    c->round = 1;
+    c->table = calloc(table, sizeof(*c->table));
+    c->slot = calloc((size_t)slots + 1, sizeof(*c->slot));
+    c->pages = mmap(NULL, pages_bytes(c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (c->pages == MAP_FAILED)
+        c->pages = NULL;
+    if (!c->table || !c->slot || !c->pages) {
+        page_cache_free(c);
+        errno = ENOMEM;
+        return NULL;
+    }
+    return c;
+}
+
+void page_cache_free(struct page_cache *c)
+{
+    if (!c)
+        return;
+    if (c->pages)
+        munmap(c->pages, pages_bytes(c));
+    free(c->table);
+    free(c->slot);
+    free(c);
+}
+
+size_t page_cache_memory(const struct page_cache *c)
+{
+    return sizeof(*c) + ((size_t)c->mask + 1) * sizeof(*c->table) +
+           ((size_t)c->slots + 1) * sizeof(*c->slot) + pages_bytes(c);
+}

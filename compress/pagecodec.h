@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The page codec: makes the pages of a checkpoint small enough for the link.
+ *
+ * The sender remembers recently shipped pages in a cache (LRU, RemusDB's idea: PVLDB 4(11), 2011, section 4)
+ * and ships of a page only the words that changed.  The receiver needs no cache: it applies checkpoints strictly in
+ * order, so that the replica's own page is what was shipped last.  Many pages make one block, and the
+ * block goes through LZ4 or zstd as one piece.
+ *
+ * Pure: no I/O, no clock, no threads.  One encoder or decoder belongs to one protection; nothing is shared
+ * between two of them.
+ *
+ * Call order
+ *
+ *   sender                                      receiver
+ *     page_encoder_new()                          page_decoder_new()
+ *     a checkpoint:                               a checkpoint:
+ *       page_encoder_begin()                        page_decoder_begin()
+ *       page_encode() for each block                page_decode() for each block, into a staging buffer
+ *                                                   verified whole: copied to the replica's memory
+ *     link lost, or a checkpoint was              link lost, or a checkpoint was thrown away:
+ *     never acknowledged:                           page_decoder_reset()
+ *       page_encoder_reset()
+ *
+ * Between two begins a pfn occurs once and pfns ascend.  Whatever lies between two begins on the sender
+ * (a checkpoint, a round of live pre-copy) must be in the replica's memory before the receiver decodes
+ * a block of the next.
+ */
+#ifndef REMUS_PAGECODEC_H
+#define REMUS_PAGECODEC_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "common/error.h"
+
+#define PAGE_BYTES 4096
+#define PAGE_BLOCK_MAX 256 /* pages in a block */
+
+enum page_codec {
+    PAGE_CODEC_OFF,  /* zero, unchanged and whole pages, nothing compressed, no cache needed */
+    PAGE_CODEC_LZ4,
+    PAGE_CODEC_ZSTD,
+};
+
+enum page_kind {
+    PAGE_ZERO = 0,
+    PAGE_UNCHANGED = 1,
+    PAGE_DELTA = 2,
+    PAGE_WHOLE = 3,
+    PAGE_RAW = 4,
+    PAGE_KINDS
+};
+
+struct page_stats {
+    uint64_t pages[PAGE_KINDS];
+    uint64_t blocks;
+    uint64_t bytes_in;   /* pages * PAGE_BYTES */
+    uint64_t bytes_out;
+    uint64_t lookups;    /* pages that were looked up in the cache, and those found */
+    uint64_t hits;
+};
+
+struct page_encoder_config {
+    uint64_t guest_pages;
+    uint64_t cache_bytes; /* 0: page_cache_default(guest_pages) */
+    enum page_codec codec;
+    int level;            /* of zstd; 0: 1 */
+};
+
+struct page_encoder;
+struct page_decoder;
+
+/* min(10 % of the guest, 256 MiB), at least 32 MiB. */
+uint64_t page_cache_default(uint64_t guest_pages);
+
+/*
+ * Allocates everything that encoding will ever need: the cache and less than 5 % above it.
+ * NULL with errno ENOMEM, or EINVAL for a guest of no pages.
+ */
+struct page_encoder *page_encoder_new(const struct page_encoder_config *config);
+void page_encoder_free(struct page_encoder *enc);
+
+/* What the backup holds is unknown from here on: nothing shipped before is referenced again. */
+void page_encoder_reset(struct page_encoder *enc);
+
+/* From the next block on.  The receiver needs no word of it. */
+void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec, int level);
+
+/* A new checkpoint begins. */
+void page_encoder_begin(struct page_encoder *enc);
+
+/*
+ * Encodes pages[0..n-1], which are guest pages pfns[0..n-1], as one block of at most page_block_bound(n)
+ * bytes at `out`.  Returns its length; -1 with errno EINVAL when n is 0 or above PAGE_BLOCK_MAX, when
+ * cap is below the bound, or when a pfn is outside the guest or does not ascend; nothing has changed then.
+ */
+ssize_t page_encode(struct page_encoder *enc, const uint64_t *pfns, const uint8_t *const *pages,
+                    size_t n, uint8_t *out, size_t cap);
+size_t page_block_bound(size_t n);
+
+const struct page_stats *page_encoder_stats(const struct page_encoder *enc);
+/* Every byte that the encoder holds, cache included. */
+size_t page_encoder_memory(const struct page_encoder *enc);
+
+/* NULL with errno ENOMEM.  Its memory is fixed: about 2.2 MiB. */
+struct page_decoder *page_decoder_new(void);
+void page_decoder_free(struct page_decoder *dec);
+
+/* Something decoded before did not reach the replica: only a sender's fresh start is accepted next. */
+void page_decoder_reset(struct page_decoder *dec);
+
+/* A new checkpoint begins. */
+void page_decoder_begin(struct page_decoder *dec);
+
+/*
+ * Decodes one block of exactly `len` bytes.  Page i of the result is at pages + i * PAGE_BYTES
+ * and belongs at pfns[i]; both arrays have room for PAGE_BLOCK_MAX.  `memory` is the replica's memory as of the
+ * checkpoint before, guest_pages * PAGE_BYTES, and is only read.
+ *
+ * Returns the number of pages, or -1 with a text that names the place.  Every byte of the block may be hostile:
+ * nothing is read or written outside the buffers named here, memory does not grow, and the time is bounded by
+ * that of PAGE_BLOCK_MAX pages.  After a failure the decoder accepts nothing but a fresh start, so a
+ * broken checkpoint cannot become the reference of a later one.
+ */
+int page_decode(struct page_decoder *dec, const uint8_t *block, size_t len, uint64_t guest_pages,
+                const uint8_t *memory, uint64_t *pfns, uint8_t *pages, struct error *err);
+
+#endif

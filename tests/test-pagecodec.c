@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* The page codec: what is decoded is what was encoded (R4), and nothing hostile gets through (R10). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "compress/pagecodec.h"
+
+#define GUEST 600
+
+static uint64_t seed = 1;
+
+static uint64_t rnd(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    return seed ^= seed << 17;
+}
+
+/* A guest, its replica, and the codec between them. */
+struct pair {
+    struct page_encoder *enc;
+    struct page_decoder *dec;
+    uint8_t *guest, *replica;
+};
+
+static struct pair pair_new(enum page_codec codec, uint64_t cache_pages)
+{
+    struct page_encoder_config config = {
+        .guest_pages = GUEST, .cache_bytes = cache_pages * PAGE_BYTES, .codec = codec};
+    struct pair p = {page_encoder_new(&config), page_decoder_new(), calloc(GUEST, PAGE_BYTES),
+                     calloc(GUEST, PAGE_BYTES)};
+
+    assert_non_null(p.enc);
+    assert_non_null(p.dec);
+    return p;
+}
+
+static void pair_free(struct pair *p)
+{
+    page_encoder_free(p->enc);
+    page_decoder_free(p->dec);
+    free(p->guest);
+    free(p->replica);
+}
+
+static size_t encode(struct pair *p, const uint64_t *pfns, size_t n, uint8_t *out)
+{
+    const uint8_t *pages[PAGE_BLOCK_MAX];
+    ssize_t len;
+
+    for (size_t i = 0; i < n; i++)
+        pages[i] = p->guest + pfns[i] * PAGE_BYTES;
+    len = page_encode(p->enc, pfns, pages, n, out, page_block_bound(n));
+    assert_true(len > 0 && (size_t)len <= page_block_bound(n));
+    return (size_t)len;
+}
+
+/* Ships the pages set in `dirty` as one checkpoint and applies it. */
+static void ship(struct pair *p, const uint8_t *dirty)
+{
+    static uint8_t out[PAGE_BLOCK_MAX * 4300], pages[GUEST * PAGE_BYTES];
+    static uint64_t pfns[GUEST], got[GUEST];
+    size_t n = 0, done = 0;
+    struct error err;
+
+    for (uint64_t i = 0; i < GUEST; i++)
+        if (dirty[i])
+            pfns[n++] = i;
+    page_encoder_begin(p->enc);
+    page_decoder_begin(p->dec);
+    while (done < n) {
+        size_t some = 1 + rnd() % PAGE_BLOCK_MAX, len;
+
+        if (some > n - done)
+            some = n - done;
+        len = encode(p, pfns + done, some, out);
+        if (page_decode(p->dec, out, len, GUEST, p->replica, got + done, pages + done * PAGE_BYTES,
+                        &err) != (int)some)
+            fail_msg("%s", err.text);
+        done += some;
+    }
+    assert_memory_equal(got, pfns, n * sizeof(*pfns));
+    for (size_t i = 0; i < n; i++)
+        memcpy(p->replica + got[i] * PAGE_BYTES, pages + i * PAGE_BYTES, PAGE_BYTES);
+    assert_memory_equal(p->replica, p->guest, GUEST * PAGE_BYTES);
+}
+
+/* Changes a page the way guests do: a few words, a run, everything, nothing, back to zero. */
+static void scribble(uint8_t *page)
+{
+    size_t at = rnd() % PAGE_BYTES, len = rnd() % (PAGE_BYTES - at + 1);
+
+    switch (rnd() % 6) {
+    case 0:
+        memset(page, 0, PAGE_BYTES);
+        break;
+    case 1:
+        for (size_t i = 0; i < PAGE_BYTES; i++)
+            page[i] = (uint8_t)rnd();
+        break;
+    case 2:
+        memset(page + at, (int)rnd(), len);
+        break;
+    case 3:
+        break;
+    default:
+        for (int i = (int)(rnd() % 20); i >= 0; i--)
+            page[rnd() % PAGE_BYTES] = (uint8_t)rnd();
+    }
+}
+
+static void run_epochs(struct pair *p, int epochs)
+{
+    uint8_t dirty[GUEST];
+
+    for (int e = 0; e < epochs; e++) {
+        uint64_t share = 1 + rnd() % 8;
+
+        for (size_t i = 0; i < GUEST; i++) {
+            dirty[i] = rnd() % share == 0;
+            if (dirty[i])
+                scribble(p->guest + i * PAGE_BYTES);
+        }
+        ship(p, dirty);
+        if (rnd() % 16 == 0)
+            page_encoder_reset(p->enc);
+    }
+}
+
+/* R4: whatever the cache holds and whatever changes, the replica ends equal to the guest. */
+static void test_r4_replica_equals_guest(void **state)
+{
+    (void)state;
+    for (enum page_codec codec = PAGE_CODEC_OFF; codec <= PAGE_CODEC_ZSTD; codec++)
+        for (uint64_t cache = 1; cache <= GUEST; cache *= 24) {
+            struct pair p = pair_new(codec, cache);
+
+            run_epochs(&p, 60);
+            pair_free(&p);
+        }
+}
+
+/* R4: a block of a checkpoint that the receiver does not hold cannot be decoded, nor any after it. */
+static void test_r4_lost_block_is_noticed(void **state)
+{
+    struct pair p = pair_new(PAGE_CODEC_LZ4, GUEST);
+    uint8_t dirty[GUEST] = {1, 1, 1}, *out = malloc(page_block_bound(1)), page[PAGE_BYTES];
+    uint64_t pfn = 1, got[PAGE_BLOCK_MAX];
+    struct error err;
+    size_t len;
+
+    (void)state;
+    ship(&p, dirty);
+    for (int i = 0; i < 2; i++) {
+        page_encoder_begin(p.enc);
+        p.guest[pfn * PAGE_BYTES + 17]++;
+        len = encode(&p, &pfn, 1, out);
+    }
+    page_decoder_begin(p.dec);
+    assert_int_equal(page_decode(p.dec, out, len, GUEST, p.replica, got, page, &err), -1);
+    assert_non_null(strstr(err.text, "does not follow"));
+
+    page_encoder_reset(p.enc);
+    len = encode(&p, &pfn, 1, out);
+    page_decoder_begin(p.dec);
+    assert_int_equal(page_decode(p.dec, out, len, GUEST, p.replica, got, page, &err), 1);
+    assert_memory_equal(page, p.guest + PAGE_BYTES, PAGE_BYTES);
+    pair_free(&p);
+    free(out);
+}
+
+/* R10: every truncation and every flipped bit gives an error with a text, or other pages; never a crash. */
+static void test_r10_damaged_blocks(void **state)
+{
+    static uint8_t out[PAGE_BLOCK_MAX * 4300], bad[PAGE_BLOCK_MAX * 4300];
+    static uint8_t pages[PAGE_BLOCK_MAX * PAGE_BYTES];
+    uint64_t pfns[20], got[PAGE_BLOCK_MAX];
+    struct error err;
+    size_t len = 0;
+
+    (void)state;
+    for (enum page_codec codec = PAGE_CODEC_OFF; codec <= PAGE_CODEC_ZSTD; codec++) {
+        struct pair p = pair_new(codec, GUEST);
+
+        for (uint64_t i = 0; i < 20; i++) {
+            pfns[i] = 1 + i * 28;
+            scribble(p.guest + pfns[i] * PAGE_BYTES);
+        }
+        len = encode(&p, pfns, 20, out);
+        for (size_t cut = 0; cut < len; cut += 1 + cut / 16) {
+            err.text[0] = 0;
+            assert_int_equal(page_decode(p.dec, out, cut, GUEST, p.replica, got, pages, &err), -1);
+            assert_int_not_equal(err.text[0], 0);
+        }
+        for (int i = 0; i < 20000; i++) {
+            size_t bit = i < 8 * 64 ? (size_t)i : rnd() % (8 * len);
+
+            memcpy(bad, out, len);
+            bad[bit / 8] ^= (uint8_t)(1u << bit % 8);
+            err.text[0] = 0;
+            page_decoder_begin(p.dec);
+            if (page_decode(p.dec, bad, len, GUEST, p.replica, got, pages, &err) < 0)
+                assert_int_not_equal(err.text[0], 0);
+        }
+        pair_free(&p);
+    }
+}
+
+/* R9: the encoder stays within the cache and 5 %. */
+static void test_r9_memory(void **state)
+{
+    struct page_encoder_config config = {.guest_pages = 1 << 15, .codec = PAGE_CODEC_ZSTD};
+    struct page_encoder *enc = page_encoder_new(&config);
+
+    (void)state;
+    assert_true(page_cache_default(1 << 15) == 32 << 20);
+    assert_true(page_encoder_memory(enc) < (32 << 20) * 1.05);
+    page_encoder_free(enc);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_r4_replica_equals_guest),
+        cmocka_unit_test(test_r4_lost_block_is_noticed),
+        cmocka_unit_test(test_r10_damaged_blocks),
+        cmocka_unit_test(test_r9_memory),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
