@@ -60,6 +60,13 @@ void lifecycle_unprotect(struct lifecycle *lc, uint64_t now)
 {
     if (ended(lc))
         return;
+    if (lc->has_arbiter && (lc->state == LC_HOLDING || lc->state == LC_ASKING)) {
+        lc->leaving = true;
+        if (lc->state == LC_HOLDING)
+            lc->pending = LC_ASK_ARBITER;
+        enter(lc, LC_ASKING, now);
+        return;
+    }
     if (lc->held)
         lc->pending = LC_RELEASE;
     lc->held = false;
@@ -112,8 +119,11 @@ void lifecycle_link_lost(struct lifecycle *lc, uint64_t now)
 
 void lifecycle_arbiter(struct lifecycle *lc, bool granted, uint64_t now)
 {
+    bool leaving = lc->leaving;
+
     if (lc->state != LC_ASKING)
         return;
+    lc->leaving = false;
     if (!granted) {
         lc->next_ask = now + LC_ASK_AGAIN_NS;
         enter(lc, LC_HOLDING, now);
@@ -122,7 +132,7 @@ void lifecycle_arbiter(struct lifecycle *lc, bool granted, uint64_t now)
     lc->held = false;
     lc->pending = LC_RELEASE;
     lc->next_connect = now;
-    enter(lc, LC_UNPROTECTED, now);
+    enter(lc, leaving ? LC_OFF : LC_UNPROTECTED, now);
 }
 
 void lifecycle_handed_over(struct lifecycle *lc, uint64_t now)

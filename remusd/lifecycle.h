@@ -58,6 +58,7 @@ struct lifecycle {
     bool held;
     uint64_t since;        /* of the state */
     uint64_t lost_at, next_connect, next_ask;
+    bool leaving;          /* asking because the operator said unprotect */
     enum lifecycle_action pending;
 };
 
@@ -67,7 +68,11 @@ void lifecycle_init(struct lifecycle *lc, enum degrade_policy degrade, bool has_
 
 /* Events. */
 void lifecycle_protect(struct lifecycle *lc, uint64_t now);      /* no-op unless off or ended alone */
-void lifecycle_unprotect(struct lifecycle *lc, uint64_t now);    /* the operator's word (R7) */
+/*
+ * The operator's word.  Over a link only after the backup has confirmed the goodbye; without one the backup may be
+ * about to take over, so the arbiter is asked first when there is one, whatever the degrade policy (R7).
+ */
+void lifecycle_unprotect(struct lifecycle *lc, uint64_t now);
 void lifecycle_connected(struct lifecycle *lc, uint64_t now);
 void lifecycle_connect_failed(struct lifecycle *lc, uint64_t now);
 void lifecycle_refused(struct lifecycle *lc, uint64_t now);      /* the backup said no */

@@ -316,12 +316,13 @@ static bool say_goodbye(struct protection *p, const char *why)
     struct engine *e = &p->engine;
     uint64_t deadline = clock_ns() + GOODBYE_NS;
 
-    if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) < 0)
-        return false;
-    SCOPED_LOCK(&e->lock);
-    while (e->link_end == LINK_UP && clock_ns() < deadline)
-        engine_wait(e, deadline);
-    return e->link_end == LINK_GOODBYE;
+    if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0) {
+        SCOPED_LOCK(&e->lock);
+        while (e->link_end == LINK_UP && clock_ns() < deadline)
+            engine_wait(e, deadline);
+    }
+    engine_end_link(e, LINK_LOST, "the backup did not confirm the goodbye");
+    return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
 
 /*
@@ -357,15 +358,10 @@ static void switch_over(struct protection *p)
 /* A request while the link is up.  False when the link is to end. */
 static bool serve_request(struct protection *p)
 {
-    bool clean;
-
     switch (take_request(p)) {
-    case REQUEST_UNPROTECT:
-        clean = say_goodbye(p, "protection ended by the operator");
-        if (!clean)
-            note(p, "the backup did not confirm the end of the protection; make sure that it "
-                    "does not take over (remusctl status there)");
-        EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
+    case REQUEST_UNPROTECT: /* not confirmed: the backup may take over, so output stays held (R7) */
+        if (say_goodbye(p, "protection ended by the operator"))
+            EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
         return false;
     case REQUEST_STOP:
         if (say_goodbye(p, "remusd stops"))
@@ -417,8 +413,7 @@ static void ask_arbiter(struct protection *p)
 {
     struct error err;
 
-    log_warning(p->cfg->name, "backup lost for %u ms: asking the arbiter whether to go on alone",
-                p->cfg->degrade_after_ms);
+    log_warning(p->cfg->name, "backup lost: asking the arbiter whether to go on alone");
     if (arbiter_ask(&p->arbiter, p->cfg->arbiter, p->cfg->name, "primary", p->engine.pacer.acked,
                     p->cfg->arbiter_timeout_ms * NS_PER_MS, &err) < 0) {
         note(p, "%s", err.text);
@@ -486,7 +481,8 @@ static bool step(struct protection *p)
             break;
         case REQUEST_UNPROTECT:
             EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
-            arbiter_cancel(&p->arbiter);
+            if (p->lc.state != LC_ASKING)
+                arbiter_cancel(&p->arbiter);
             break;
         default:
             break;
