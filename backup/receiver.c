@@ -100,7 +100,6 @@ static void expect_next(struct receiver *r)
     XXH3_64bits_reset(&r->digest);
     buffer_clear(&r->incoming.state);
     buffer_clear(&r->incoming.net);
-    page_decoder_begin(r->decoder);
 }
 
 void receiver_start(struct receiver *r, bool resume)
@@ -120,6 +119,7 @@ static int check_epoch(struct receiver *r, const struct record *rec, struct erro
             return error_set(err, "%s of checkpoint %" PRIu64 " after checkpoint %" PRIu64,
                              proto_type_name(rec->type), rec->epoch, r->applied.epoch);
         r->epoch = rec->epoch;
+        page_decoder_begin(r->decoder);
     }
     if (rec->epoch != r->epoch)
         return error_set(err, "%s of checkpoint %" PRIu64 " inside checkpoint %" PRIu64,
