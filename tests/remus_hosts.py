@@ -91,7 +91,9 @@ class Host:
         keys.update({k.replace("_", "-"): v for k, v in vm.items()})
 
         def text(v):
-            return str(v).lower() if isinstance(v, (bool, int)) else json.dumps(v)
+            if isinstance(v, bool):
+                return "yes" if v else "no"
+            return str(v) if isinstance(v, int) else json.dumps(v)
         self.config = os.path.join(self.pair.dir, self.name + ".conf")
         with open(self.config, "w", encoding="ascii") as f:
             f.write(f'run-dir = "{self.dir}"\nlisten = "{listen}"\nvm fake1 {{\n')
@@ -293,7 +295,7 @@ class Pair:
         self.proxy = Proxy(port)
         self.primary = Host(self, "primary", "remusd")
         self.backup = Host(self, "backup", "remus-backupd")
-        self.primary.write_config("127.0.0.1:0", **{
+        self.primary.write_config("127.0.0.1:7910", **{
             "backup": f"127.0.0.1:{self.proxy.port}", "protect": True, **keys, **(primary_keys or {})})
         self.backup.write_config(f"127.0.0.1:{port}", **{**keys, **(backup_keys or {})})
         self.port = port
