@@ -73,7 +73,7 @@ size_t proto_put_hello(uint8_t *out, const struct proto_hello *m)
     wire_put_uint(&w, m->page_size, 4);
     wire_put_uint(&w, m->heartbeat_ms, 4);
     wire_put_uint(&w, m->timeout_ms, 4);
-    wire_put_uint(&w, 0, 4);
+    wire_put_uint(&w, m->flags, 4);
     wire_put_uint(&w, 0, 8);
     wire_put_string(&w, m->vm);
     wire_put_string(&w, m->platform);
@@ -97,7 +97,8 @@ int proto_get_hello(struct proto_hello *m, const uint8_t *in, size_t len, struct
     m->page_size = wire_get_u32(&r);
     m->heartbeat_ms = wire_get_u32(&r);
     m->timeout_ms = wire_get_u32(&r);
-    wire_get(&r, 12);
+    m->flags = wire_get_u32(&r);
+    wire_get(&r, 8); /* reserved */
     wire_get_string(&r, m->vm, sizeof(m->vm));
     wire_get_string(&r, m->platform, sizeof(m->platform));
     wire_get_string(&r, m->profile, sizeof(m->profile));

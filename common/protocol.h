@@ -60,11 +60,15 @@ struct proto_header {
     uint64_t checksum; /* XXH3-64 of the header's first 16 octets and the body */
 };
 
+#define HELLO_RESYNC 1u /* what changed since the last checkpoint is not known: send all again */
+#define HELLO_QUERY 2u  /* may the primary start the guest?  WELCOME or REFUSE, then the end */
+
 struct proto_hello {
     uint16_t version_min, version_max;
     uint64_t features;          /* that the primary can use; none are defined in version 1 */
     uint64_t required;          /* that it cannot do without */
-    uint64_t session;           /* random; the same as long as the primary knows what changed since */
+    uint64_t session;           /* random: this run of the guest, from its start to its end */
+    uint32_t flags;             /* HELLO_... */
     uint64_t pages;             /* of the guest */
     uint32_t page_size;
     uint32_t heartbeat_ms, timeout_ms;

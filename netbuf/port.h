@@ -41,7 +41,8 @@ struct port_ops {
     /*
      * The guest is suspended: everything it has sent up to now belongs to `epoch`, everything later to a later one.
      * Appends the network state of this checkpoint (R2) to net_state.  Inside the pause: no logging, no
-     * waiting on the network (R8).
+     * waiting on the network (R8).  Epochs rise over the life of the port, also from one protection to the next:
+     * -1 with EINVAL otherwise; -1 with ENOMEM.  After a failure nothing of this epoch will be released.
      */
     int (*barrier)(struct port *p, uint64_t epoch, struct buffer *net_state);
 
@@ -67,15 +68,20 @@ struct port_ops {
 };
 
 struct frames_port_config {
-    const char *guest_path;   /* unix datagram socket of the guest's device */
+    const char *guest_path;   /* unix datagram socket of the guest's device: bound, not connected; may come later */
     const char *port_path;    /* ours; made by open, unlinked by close */
-    const char *tap;          /* existing tap interface; or "unix:PATH", a datagram socket (tests); "" = none */
-    const char *mac;          /* of the guest, for announcements */
+    const char *tap;          /* tap interface, made when it does not exist; "" = none, frames end here; or
+                               * "unix:PATH" (tests): frames go to the datagram socket PATH from a nameless
+                               * one, so PATH finds the guest as a switch does, by the frames that come */
+    const char *mac;          /* of the guest, announced when no address is known; "" = none */
     size_t queue_bytes;       /* bound of the held frames (R9): at the bound the guest's sending waits */
 };
 
 /* Begins in hold. */
 int frames_port_open(struct port **p, const struct frames_port_config *cfg, struct error *err);
+
+/* What on this host will make a frames port slow, to be logged once; NULL: nothing. */
+const char *frames_port_warning(const struct port *p);
 
 /* A port without a network: barrier and release do nothing. */
 struct port *null_port_new(void);

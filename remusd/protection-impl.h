@@ -13,7 +13,8 @@ struct protection {
     pthread_t thread;
     struct vm *vm;
     struct port *port;
-    uint64_t session;
+    uint64_t session;  /* this run of the guest, see HELLO */
+    bool continuous;   /* every page that changed since the backup's checkpoint is known */
     struct arbiter arbiter;
     struct engine engine;
     bool handing_over; /* the guest is suspended, HANDOVER may be on its way */

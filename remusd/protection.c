@@ -19,6 +19,7 @@
 #define CONNECT_NS NS_PER_S
 #define WELCOME_SILENCE_NS (5 * NS_PER_S) /* the backup sends heartbeats while it prepares the replica */
 #define GOODBYE_NS NS_PER_S
+#define REOPEN_NS (5 * NS_PER_S)
 #define HEALTH_NS (100 * NS_PER_MS)
 
 static void note(struct protection *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -43,37 +44,54 @@ static void note(struct protection *p, const char *fmt, ...)
 }
 
 /*
- * RUN_DIR/NAME.held exists while output is held for a backup, so that a daemon that comes after a crash
- * knows that it must not let anything pass before the backup has spoken (R1, R7).
+ * RUN_DIR/NAME.guest outlives the daemon: "SESSION held" or "SESSION free".  A daemon that comes after a crash
+ * finds there which run of the guest it looks after, and that nothing may pass before the backup has spoken
+ * (R1, R7).
  */
-static void held_path(const struct protection *p, char path[PATH_MAX])
+static void identity_path(const struct protection *p, char path[PATH_MAX])
 {
-    snprintf(path, PATH_MAX, "%s/%s.held", p->cfg->run_dir, p->cfg->name);
+    snprintf(path, PATH_MAX, "%s/%s.guest", p->cfg->run_dir, p->cfg->name);
 }
 
-static int mark_held(struct protection *p, bool held, struct error *err)
+static int save_identity(const struct protection *p, bool held, struct error *err)
 {
-    char path[PATH_MAX];
-    int fd;
+    char path[PATH_MAX], tmp[PATH_MAX + 4];
+    FILE *f;
+    bool ok;
 
-    held_path(p, path);
-    if (!held) {
-        unlink(path);
-        return 0;
-    }
-    fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
-    if (fd < 0)
+    identity_path(p, path);
+    snprintf(tmp, sizeof(tmp), "%s.new", path);
+    f = fopen(tmp, "we");
+    ok = f && fprintf(f, "%016" PRIx64 " %s\n", p->session, held ? "held" : "free") > 0;
+    if ((f && fclose(f) != 0) || !ok || rename(tmp, path) < 0)
         return error_set(err, "%s: %s", path, strerror(errno));
-    close(fd);
     return 0;
 }
 
-static bool was_held(const struct protection *p)
+static void new_session(struct protection *p)
 {
-    char path[PATH_MAX];
+    do {
+        if (getrandom(&p->session, sizeof(p->session), 0) != sizeof(p->session))
+            p->session = clock_ns();
+    } while (p->session == 0);
+}
 
-    held_path(p, path);
-    return access(path, F_OK) == 0;
+/* Of a guest that was found running; an unreadable file counts as held, which is the safe side. */
+static bool load_identity(struct protection *p)
+{
+    char path[PATH_MAX], word[8];
+    FILE *f;
+    int n = 0;
+
+    identity_path(p, path);
+    f = fopen(path, "re");
+    if (f) {
+        n = fscanf(f, "%" SCNx64 " %7s", &p->session, word);
+        fclose(f);
+    }
+    if (n != 2 || p->session == 0)
+        new_session(p);
+    return n != 2 || strcmp(word, "free") != 0;
 }
 
 static enum protection_request take_request(struct protection *p)
@@ -99,23 +117,16 @@ static bool request_waits(struct protection *p)
         pthread_mutex_unlock(&(p)->engine.lock);                                                   \
     } while (0)
 
-static void new_session(struct protection *p)
-{
-    do {
-        if (getrandom(&p->session, sizeof(p->session), 0) != sizeof(p->session))
-            p->session = clock_ns();
-    } while (p->session == 0);
-}
-
 /* --- the handshake --- */
 
-static int send_hello(struct protection *p, struct link *link)
+static int send_hello(struct protection *p, struct link *link, uint32_t flags)
 {
     struct proto_hello hello = {
         .version_min = PROTO_VERSION_MIN,
         .version_max = PROTO_VERSION_MAX,
         .session = p->session,
-        .pages = p->vm->pages,
+        .flags = flags,
+        .pages = p->cfg->memory_bytes / PAGE_SIZE,
         .page_size = PAGE_SIZE,
         .heartbeat_ms = p->cfg->heartbeat_ms,
         .timeout_ms = p->cfg->timeout_ms,
@@ -124,8 +135,8 @@ static int send_hello(struct protection *p, struct link *link)
     struct iovec iov = {.iov_base = body};
 
     snprintf(hello.vm, sizeof(hello.vm), "%s", p->cfg->name);
-    snprintf(hello.platform, sizeof(hello.platform), "%s", p->vm->ops->name);
-    snprintf(hello.profile, sizeof(hello.profile), "%s", p->vm->profile);
+    snprintf(hello.platform, sizeof(hello.platform), "%s", p->cfg->platform);
+    snprintf(hello.profile, sizeof(hello.profile), "%s", p->vm ? p->vm->profile : "");
     iov.iov_len = proto_put_hello(body, &hello);
     return link_send(link, PROTO_HELLO, 0, &iov, 1);
 }
@@ -161,29 +172,48 @@ static enum answer await_welcome(struct link *link, struct proto_welcome *welcom
     return ANSWER_FAILED;
 }
 
-/* A link whose handshake is done and attached to the engine, or NULL with the lifecycle told why. */
-static bool connect_backup(struct protection *p, uint64_t *committed)
+/* Connects and says HELLO.  *link is NULL unless the answer is a welcome. */
+static enum answer dial(struct protection *p, uint32_t flags, struct link **link,
+                        struct proto_welcome *welcome, struct error *err)
 {
-    struct chan *chan;
-    struct link *link = NULL;
-    struct error err;
-    struct proto_welcome welcome;
+    struct chan *chan = tcp_connect(p->cfg->backup, CONNECT_NS, err);
     enum answer answer = ANSWER_FAILED;
 
-    chan = tcp_connect(p->cfg->backup, CONNECT_NS, &err);
-    if (chan && (link = link_new(chan)) && send_hello(p, link) == 0) {
-        answer = await_welcome(link, &welcome, &err);
-        if (answer != ANSWER_WELCOME)
-            error_prefix(&err, "backup %s", p->cfg->backup);
+    *link = NULL;
+    if (!chan)
+        return answer;
+    *link = link_new(chan);
+    if (!*link || send_hello(p, *link, flags) < 0)
+        error_set(err, "%s", strerror(errno));
+    else
+        answer = await_welcome(*link, welcome, err);
+    if (answer != ANSWER_WELCOME) {
+        error_prefix(err, "backup %s", p->cfg->backup);
+        link_free(*link);
+        *link = NULL;
     }
-    if (answer == ANSWER_WELCOME &&
-        (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) == 0) &&
-        engine_attach(&p->engine, link, welcome.committed, &err) == 0) {
-        *committed = welcome.committed;
-        return true;
+    return answer;
+}
+
+/* True with a link attached to the engine; otherwise the lifecycle has been told why not. */
+static bool connect_backup(struct protection *p, uint64_t *committed)
+{
+    struct link *link;
+    struct error err;
+    struct proto_welcome welcome;
+    enum answer answer = dial(p, p->continuous ? 0 : HELLO_RESYNC, &link, &welcome, &err);
+
+    if (answer == ANSWER_WELCOME) {
+        if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
+            error_set(&err, "cannot start a thread");
+            link_free(link);
+        } else if (engine_attach(&p->engine, link, welcome.committed, &err) == 0) {
+            *committed = welcome.committed;
+            p->continuous = true;
+            return true;
+        }
+        answer = ANSWER_FAILED;
     }
-    if (answer != ANSWER_WELCOME)
-        link_free(link);
     note(p, "%s", err.text);
     EVENT(p, answer == ANSWER_ACTIVE    ? lifecycle_peer_active(&p->lc, clock_ns())
              : answer == ANSWER_REFUSED ? lifecycle_refused(&p->lc, clock_ns())
@@ -272,7 +302,7 @@ static void protect_over_link(struct protection *p, uint64_t committed)
         p->handing_over = false;
         p->vm->ops->resume(p->vm, &err);
     }
-    if ((committed || engine_precopy(e, &err) == 0) && mark_held(p, true, &err) == 0) {
+    if ((committed || engine_precopy(e, &err) == 0) && save_identity(p, true, &err) == 0) {
         EVENT(p, lifecycle_first_checkpoint(&p->lc));
         run_epochs(p);
     } else {
@@ -415,8 +445,8 @@ static void release(struct protection *p)
         p->handing_over = false;
         p->vm->ops->resume(p->vm, &err);
     }
-    new_session(p);
-    mark_held(p, false, NULL);
+    p->continuous = false;
+    save_identity(p, false, NULL);
     p->port->ops->pass(p->port);
     p->engine.holding = false;
     log_warning(p->cfg->name, "output is released, the guest runs without protection");
@@ -427,7 +457,6 @@ static void destroy_guest(struct protection *p)
     log_warning(p->cfg->name, "ending the guest on this host: %s", lifecycle_name(p->lc.state));
     p->vm->ops->destroy(p->vm);
     EVENT(p, p->vm = NULL);
-    mark_held(p, false, NULL);
 }
 
 /* Waits for the next thing to do; with a little patience, since the guest's health is polled. */
@@ -507,50 +536,92 @@ static int open_port(struct protection *p, struct error *err)
     return frames_port_open(&p->port, &cfg, err);
 }
 
+/*
+ * May a guest be started here, or does it run on the backup already (R7)?  Asks the backup; when that does
+ * not answer, the arbiter; when there is none, whoever started remusd has given the word.
+ */
+static int may_start(struct protection *p, struct error *err)
+{
+    struct proto_welcome welcome;
+    struct link *link;
+    enum answer answer = dial(p, HELLO_QUERY, &link, &welcome, err);
+    enum arbiter_answer verdict;
+
+    link_free(link);
+    if (answer == ANSWER_WELCOME)
+        return 0;
+    if (answer != ANSWER_FAILED)
+        return -1;
+    if (!p->cfg->arbiter[0]) {
+        log_warning(p->cfg->name, "%s; starting the guest all the same", err->text);
+        return 0;
+    }
+    if (arbiter_ask(&p->arbiter, p->cfg->arbiter, p->cfg->name, "primary", 0,
+                    p->cfg->arbiter_timeout_ms * NS_PER_MS, err) < 0)
+        return -1;
+    while ((verdict = arbiter_poll(&p->arbiter, clock_ns(), err)) == ARBITER_PENDING)
+        clock_sleep_until(clock_ns() + 10 * NS_PER_MS);
+    return verdict == ARBITER_GRANTED
+               ? 0
+               : error_prefix(err, "the backup does not answer, so the guest is not started");
+}
+
 static int open_guest(struct protection *p, struct error *err)
 {
     const struct vm_ops *ops = vm_platform(p->cfg->platform);
+    bool held = false;
 
     if (!ops)
         return error_set(err, "this build has no platform '%s'", p->cfg->platform);
     if (!p->port && open_port(p, err) < 0)
         return -1;
+    if (!ops->running(p->cfg) && may_start(p, err) < 0)
+        return -1;
     if (ops->open(&p->vm, p->cfg, err) < 0)
         return -1;
-    if (!was_held(p))
-        p->port->ops->pass(p->port);
-    if (engine_open(&p->engine, p->vm, p->port, err) < 0)
+    if (p->vm->attached)
+        held = load_identity(p);
+    else
+        new_session(p);
+    if (save_identity(p, held, err) < 0 || engine_open(&p->engine, p->vm, p->port, err) < 0)
         return -1;
-    log_info(p->cfg->name, "guest runs: %s, %s, %" PRIu64 " MiB, dirty pages by %s",
-             p->vm->ops->name, p->vm->accelerator, p->vm->pages * PAGE_SIZE >> 20,
-             p->vm->tracker);
+    if (!held)
+        p->port->ops->pass(p->port);
+    EVENT(p, lifecycle_init(&p->lc, p->cfg->degrade, p->cfg->arbiter[0] != '\0',
+                            p->cfg->degrade_after_ms * NS_PER_MS, held, clock_ns()));
+    log_info(p->cfg->name, "guest %s: %s, %s, %" PRIu64 " MiB, dirty pages by %s%s",
+             p->vm->attached ? "found running" : "started", p->vm->ops->name, p->vm->accelerator,
+             p->vm->pages * PAGE_SIZE >> 20, p->vm->tracker,
+             held ? "; its output is held until the backup answers" : "");
     return 0;
 }
 
-/* The guest could not be opened: say why, and try again when asked to protect. */
+/*
+ * A guest that cannot be opened is tried again when the operator says protect, and from time to time when the
+ * configuration does.  False when the daemon stops.
+ */
 static bool wait_for_guest(struct protection *p)
 {
     struct error err;
 
-    for (;;) {
+    while (open_guest(p, &err) < 0) {
+        uint64_t again = p->cfg->protect ? clock_ns() + REOPEN_NS : TIME_NEVER;
         enum protection_request request;
 
-        if (open_guest(p, &err) == 0) {
-            EVENT(p, p->ready = true);
-            return true;
-        }
         note(p, "%s", err.text);
         do {
             pthread_mutex_lock(&p->engine.lock);
-            while (p->request == REQUEST_NONE)
-                engine_wait(&p->engine, TIME_NEVER);
+            if (p->request == REQUEST_NONE)
+                engine_wait(&p->engine, again);
             pthread_mutex_unlock(&p->engine.lock);
             request = take_request(p);
             if (request == REQUEST_STOP)
                 return false;
-        } while (request != REQUEST_PROTECT);
+        } while (request != REQUEST_PROTECT && clock_ns() < again);
         EVENT(p, p->request = REQUEST_PROTECT);
     }
+    EVENT(p, p->ready = true);
+    return true;
 }
 
 static void *run(void *arg)
@@ -577,10 +648,9 @@ struct protection *protection_start(const struct vm_config *cfg, struct error *e
         return NULL;
     }
     p->cfg = cfg;
-    new_session(p);
     engine_init(&p->engine, cfg);
     lifecycle_init(&p->lc, cfg->degrade, cfg->arbiter[0] != '\0',
-                   cfg->degrade_after_ms * NS_PER_MS, was_held(p), clock_ns());
+                   cfg->degrade_after_ms * NS_PER_MS, false, clock_ns());
     if (cfg->protect)
         p->request = REQUEST_PROTECT;
     rc = pthread_create(&p->thread, NULL, run, p);
