@@ -139,8 +139,6 @@ static int take_pages(struct receiver *r, const struct record *rec, struct error
     if (!sync && check_epoch(r, rec, err) < 0)
         return -1;
     stage = r->stage + at * PAGE_SIZE;
-    if (sync)
-        page_decoder_begin(r->decoder);
     n = page_decode(r->decoder, rec->body, rec->length, r->pages, r->memory, r->pfns + at, stage,
                     err);
     if (n < 0)
@@ -157,8 +155,10 @@ static int take_pages(struct receiver *r, const struct record *rec, struct error
     }
     r->digest_pages += (uint64_t)n;
     r->received += (uint64_t)n;
-    if (sync)
+    if (sync) {
+        page_decoder_begin(r->decoder);
         return 0;
+    }
     r->staged += (uint64_t)n;
     if (r->staged > r->stage_max)
         return error_set(err, "checkpoint %" PRIu64 " has more than the %" PRIu64

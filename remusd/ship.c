@@ -35,12 +35,12 @@ static int send_pages(struct engine *e, struct digest *d, const struct staging_r
         XXH3_64bits_update(&d->hash, pages[i], PAGE_SIZE);
     }
     d->pages += run->count;
-    if (run->epoch == 0) /* while synchronising the backup applies each block at once */
-        page_encoder_begin(e->encoder);
     len = page_encode(e->encoder, run->pfns, pages, run->count, e->block,
                       page_block_bound(PAGE_BLOCK_MAX));
     if (len < 0)
         return -1;
+    if (run->epoch == 0) /* while synchronising the backup applies each block at once */
+        page_encoder_begin(e->encoder);
     iov.iov_len = (size_t)len;
     pthread_mutex_lock(&e->lock);
     e->stats.encode_ns += clock_ns() - began;
