@@ -138,9 +138,9 @@ static int take_pages(struct receiver *r, const struct record *rec, struct error
         return error_set(err, "pages of no checkpoint after synchronising has ended");
     if (!sync && check_epoch(r, rec, err) < 0)
         return -1;
-    stage = r->stage + at * PAGE_SIZE;
-    if (sync)
+    if (sync) /* each block is applied at once */
         page_decoder_begin(r->decoder);
+    stage = r->stage + at * PAGE_SIZE;
     n = page_decode(r->decoder, rec->body, rec->length, r->pages, r->memory, r->pfns + at, stage,
                     err);
     if (n < 0)
