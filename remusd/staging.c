@@ -84,15 +84,17 @@ void staging_abort(struct staging *s)
     pthread_cond_broadcast(&s->changed);
 }
 
-/* Makes pages up to `put` visible and waits until there is room for more.  Pages of room, or 0 when aborted. */
+/* Waits until there is room for more.  Pages of room, or 0 when aborted. */
 static uint64_t make_room(struct staging *s, uint64_t put, bool in_pause)
 {
     SCOPED_LOCK(&s->lock);
 
-    s->put = s->head = put;
-    pthread_cond_broadcast(&s->changed);
-    if (in_pause && !s->aborted && s->put - s->tail == s->capacity)
-        s->stretched++;
+    s->put = put;
+    if (!s->aborted && s->put - s->tail == s->capacity) {
+        s->head = put; /* it must be shipped to make room */
+        pthread_cond_broadcast(&s->changed);
+        s->stretched += in_pause;
+    }
     while (!s->aborted && s->put - s->tail == s->capacity)
         pthread_cond_wait(&s->changed, &s->lock);
     return s->aborted ? 0 : s->capacity - (s->put - s->tail);
