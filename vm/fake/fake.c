@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -62,6 +61,12 @@ static enum vm_health process_health(const struct process *p)
     if (!process_dead(p, 0))
         return VM_ALIVE;
     return p->ctl->state == FAKE_SHUT_DOWN ? VM_SHUT_DOWN : VM_DIED;
+}
+
+/* Makes the guest look at its control page now. */
+static void process_wake(const struct process *p)
+{
+    pidfd_send_signal(p->pidfd, SIGUSR1, NULL, 0);
 }
 
 static void process_kill(struct process *p)
@@ -359,7 +364,10 @@ static int attach(struct fake_vm *f, const struct vm_config *cfg, struct error *
                          ": end it first", (int)f->process.pid,
                          f->process.ctl->pages * PAGE_SIZE >> 20, cfg->memory_bytes >> 20);
     f->vm.attached = true;
-    return set_workload(f->process.ctl, cfg, err) || fake_resume(&f->vm, err) ? -1 : 0;
+    if (set_workload(f->process.ctl, cfg, err))
+        return -1;
+    process_wake(&f->process);
+    return fake_resume(&f->vm, err);
 }
 
 static int start(struct fake_vm *f, const struct vm_config *cfg, struct error *err)
@@ -433,7 +441,7 @@ static int fake_suspend(struct vm *vm, struct error *err)
     uint64_t deadline = clock_ns() + PARK_NS;
 
     p->ctl->want = want;
-    pidfd_send_signal(p->pidfd, SIGUSR1, NULL, 0);
+    process_wake(p);
     while ((parked = p->ctl->parked) != want) {
         futex_wait(&p->ctl->parked, parked, &slice);
         if (p->ctl->parked == want)
@@ -617,6 +625,7 @@ int fake_guest_set_rate(const char *run_dir, const char *name, unsigned rate, st
     if (process_find(&p, run_dir, name, err) != FOUND)
         return -1;
     p.ctl->rate = rate;
+    process_wake(&p);
     process_close(&p);
     return 0;
 }

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#define _GNU_SOURCE
 #include <inttypes.h>
 #include <string.h>
 #include <unistd.h>
