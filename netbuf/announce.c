@@ -9,7 +9,8 @@ static const uint8_t broadcast[6] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff};
 static const uint8_t all_nodes_mac[6] = {0x33, 0x33, 0, 0, 0, 1};
 static const uint8_t all_nodes[16] = {0xff, 2, [15] = 1};
 
-static size_t put_ethernet(uint8_t *f, const struct net_address *a, const uint8_t *dst, uint16_t ethertype)
+static size_t put_ethernet(uint8_t *f, const struct net_address *a, const uint8_t *dst,
+                           uint16_t ethertype)
 {
     size_t at = 12 + a->tags * 4u;
 
@@ -41,7 +42,8 @@ static size_t put_arp(uint8_t *f, const struct net_address *a, uint16_t ethertyp
 }
 
 /* Internet checksum (RFC 1071) of the pseudo header and `len` octets of ICMPv6. */
-static uint16_t icmp6_checksum(const uint8_t *src, const uint8_t *dst, const uint8_t *icmp, size_t len)
+static uint16_t icmp6_checksum(const uint8_t *src, const uint8_t *dst, const uint8_t *icmp,
+                               size_t len)
 {
     uint32_t sum = (uint32_t)len + 58;
 

@@ -2,12 +2,13 @@
 /*
  * The frames port: guest's unix datagram socket <-> gate <-> tap.
  *
- *     guest --rx--> gate (held here) --> tap      the gate full: rx is not read, the guest's sending waits
- *     guest <--tx-- down (one batch) <-- tap      tx full: the tap is not read, the network's sending waits
+ *     guest --rx--> gate (held here) --> tap     gate full: rx is not read, the guest waits
+ *     guest <--tx-- down (one batch) <-- tap     tx full: the tap is not read, the network waits
  *
- * The gate is under `lock`; everything else belongs to the port's thread.  A barrier reads rx from the caller's
- * thread, under the lock, so no frame can be between the socket and the gate when the epoch closes.  Frames are
- * written to the tap without the lock, so a barrier never waits for the network (R8).
+ * The gate is under `lock`; everything else belongs to the port's thread.  A barrier reads rx from
+ * the caller's thread, under the lock, so no frame can be between the socket and the gate when the
+ * epoch closes.  Frames are written to the tap without the lock, so a barrier never waits for the
+ * network (R8).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,14 +35,16 @@
 
 #define BATCH 32u
 #define SOCKET_BUFFER (1 << 20)
-#define QLEN_ENOUGH 256             /* net.unix.max_dgram_qlen below this throttles the guest */
+#define QLEN_ENOUGH 256 /* net.unix.max_dgram_qlen below this throttles the guest */
 /*
- * Octets (with the kernel's own overhead) of ours that may be on their way through the host at once.  This is
- * what paces the release: beyond it the tap answers EAGAIN until the network has taken some, so that an epoch's
- * worth of frames overruns no device queue (1,000 frames by default; a small frame counts for 768 octets).
+ * Octets (with the kernel's own overhead) of ours that may be on their way through the host at
+ * once.  This is what paces the release: beyond it the tap answers EAGAIN until the network has
+ * taken some, so that an epoch's worth of frames overruns no device queue (1,000 frames by
+ * default; a small frame counts for 768 octets).
  */
 #define TAP_SNDBUF (512 << 10)
-#define RETRY_NS (5 * NS_PER_MS)    /* network that cannot take a frame and does not say when it can */
+#define RETRY_NS (5 * NS_PER_MS) /* network that cannot take a frame and does not say when it can  \
+                                  */
 
 static const unsigned announce_ms[] = {0, 50, 200, 1000};
 #define ANNOUNCE_ROUNDS (sizeof(announce_ms) / sizeof(announce_ms[0]))
@@ -50,7 +53,7 @@ static const unsigned announce_ms[] = {0, 50, 200, 1000};
 struct batch {
     struct mmsghdr msg[BATCH];
     struct iovec iov[BATCH];
-    unsigned first, count;          /* msg[first ... count - 1] are waiting */
+    unsigned first, count; /* msg[first ... count - 1] are waiting */
     uint8_t (*frame)[GATE_FRAME_MAX + 16];
 };
 
@@ -58,18 +61,18 @@ struct frames_port {
     struct port port;
     pthread_t thread;
     atomic_bool stop;
-    int wake;                       /* eventfd */
-    int rx, tx;                     /* from the guest, to the guest */
-    int tap;                        /* -1: no network */
+    int wake;   /* eventfd */
+    int rx, tx; /* from the guest, to the guest */
+    int tap;    /* -1: no network */
     bool tap_is_socket;
     struct sockaddr_un guest_address, port_address, tap_address;
-    struct net_address fallback;    /* announced when no address is known */
+    struct net_address fallback; /* announced when no address is known */
     bool has_fallback;
     char warning[160];
 
-    pthread_mutex_t lock;           /* gate, up, announce_* */
+    pthread_mutex_t lock; /* gate, up, announce_* */
     struct gate *gate;
-    struct batch up;                /* read from the guest; always emptied into the gate at once */
+    struct batch up; /* read from the guest; always emptied into the gate at once */
     struct {
         uint8_t frame[ANNOUNCE_FRAME_MAX];
         size_t len;
@@ -77,10 +80,10 @@ struct frames_port {
     unsigned announce_count, announce_next, announce_round;
     uint64_t announce_start;
 
-    struct batch down;              /* read from the tap, not yet taken by the guest */
-    uint64_t retry_at;              /* the tap did not take a frame: 0, or when to try again at the latest */
-    bool tap_full;                  /* it said EAGAIN: poll tells when there is room */
-    bool tap_gone;                  /* the interface was deleted: what is released waits here (R9) */
+    struct batch down; /* read from the tap, not yet taken by the guest */
+    uint64_t retry_at; /* the tap did not take a frame: 0, or when to try again at the latest */
+    bool tap_full;     /* it said EAGAIN: poll tells when there is room */
+    bool tap_gone;     /* the interface was deleted: what is released waits here (R9) */
     _Atomic uint64_t in, dropped_in, tap_refused;
 };
 
@@ -121,7 +124,8 @@ static unsigned read_guest(struct frames_port *f)
     if (max == 0)
         return 0;
     for (unsigned i = 0; i < max; i++)
-        f->up.iov[i].iov_len = sizeof(*f->up.frame);    /* longer than the gate takes: so it refuses those */
+        f->up.iov[i].iov_len =
+            sizeof(*f->up.frame); /* longer than the gate takes: so it refuses those */
     n = recvmmsg(f->rx, f->up.msg, max, MSG_DONTWAIT, NULL);
     now = clock_ns();
     for (int i = 0; i < n; i++)
@@ -270,8 +274,9 @@ static void wait_for_work(struct frames_port *f, struct pollfd fds[FDS], bool mo
     pthread_mutex_unlock(&f->lock);
     fds[WAKE] = (struct pollfd){.fd = f->wake, .events = POLLIN};
     fds[RX] = (struct pollfd){.fd = room ? f->rx : -1, .events = POLLIN};
-    fds[TAP] = (struct pollfd){.fd = f->tap_gone ? -1 : f->tap,
-                               .events = (short)((down_waits ? 0 : POLLIN) | (f->tap_full ? POLLOUT : 0))};
+    fds[TAP] =
+        (struct pollfd){.fd = f->tap_gone ? -1 : f->tap,
+                        .events = (short)((down_waits ? 0 : POLLIN) | (f->tap_full ? POLLOUT : 0))};
     if (fds[TAP].events == 0)
         fds[TAP].fd = -1;
     fds[TX] = (struct pollfd){.fd = down_waits ? f->tx : -1, .events = POLLOUT};
@@ -324,8 +329,8 @@ static int frames_barrier(struct port *p, uint64_t epoch, struct buffer *net_sta
     SCOPED_LOCK(&f->lock);
 
     /*
-     * The guest stands still, so this ends when its socket is empty.  With a full gate the rest stays in the
-     * socket and belongs to a later epoch: held longer, never shorter.
+     * The guest stands still, so this ends when its socket is empty.  With a full gate the rest
+     * stays in the socket and belongs to a later epoch: held longer, never shorter.
      */
     while (read_guest(f) > 0)
         ;
@@ -472,7 +477,8 @@ static int new_socket(int *fd, struct error *err)
     return 0;
 }
 
-/* The path may be left over from a daemon that was killed, but must not belong to one that lives. */
+/* The path may be left over from a daemon that was killed, but must not belong to one that lives.
+ */
 static int open_rx(struct frames_port *f, struct error *err)
 {
     const struct sockaddr *a = (const struct sockaddr *)&f->port_address;
@@ -483,12 +489,14 @@ static int open_rx(struct frames_port *f, struct error *err)
         return -1;
     if (connect(fd, a, sizeof(f->port_address)) == 0) {
         close(fd);
-        return error_set(err, "%s: another port is listening there; stop the other daemon first", path);
+        return error_set(err, "%s: another port is listening there; stop the other daemon first",
+                         path);
     }
     if (errno == ECONNREFUSED)
         unlink(path);
     if (bind(fd, a, sizeof(f->port_address)) < 0) {
-        error_set(err, "%s: cannot make the socket for the guest's frames: %s", path, strerror(errno));
+        error_set(err, "%s: cannot make the socket for the guest's frames: %s", path,
+                  strerror(errno));
         close(fd);
         return -1;
     }
@@ -512,11 +520,15 @@ static int tap_error(struct error *err, const char *name)
 {
     switch (errno) {
     case EBUSY:
-        return error_set(err, "tap %s: in use by another process; stop it, or name another interface", name);
+        return error_set(err,
+                         "tap %s: in use by another process; stop it, or name another interface",
+                         name);
     case EPERM:
     case EACCES:
-        return error_set(err, "tap %s: no permission; run as root, or make it with "
-                              "`ip tuntap add dev %s mode tap user USER`", name, name);
+        return error_set(err,
+                         "tap %s: no permission; run as root, or make it with "
+                         "`ip tuntap add dev %s mode tap user USER`",
+                         name, name);
     case EINVAL:
         return error_set(err, "tap %s: exists but is no single-queue tap interface", name);
     default:
@@ -570,9 +582,11 @@ static int set_fallback(struct frames_port *f, const char *mac, struct error *er
 
     if (!*mac)
         return 0;
-    if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x%c", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &end) != 6 ||
+    if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x%c", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &end) !=
+            6 ||
         (v[0] & 1))
-        return error_set(err, "mac '%s': six pairs of hexadecimal digits expected, no multicast", mac);
+        return error_set(err, "mac '%s': six pairs of hexadecimal digits expected, no multicast",
+                         mac);
     for (unsigned i = 0; i < 6; i++)
         f->fallback.mac[i] = (uint8_t)v[i];
     f->has_fallback = true;
@@ -588,9 +602,11 @@ static void check_qlen(struct frames_port *f)
     if (!file)
         return;
     if (fscanf(file, "%d", &qlen) == 1 && qlen < QLEN_ENOUGH)
-        snprintf(f->warning, sizeof(f->warning),
-                 "net.unix.max_dgram_qlen is %d: the guest's network will be slow; set it to 1000 with "
-                 "sysctl before the VM starts", qlen);
+        snprintf(
+            f->warning, sizeof(f->warning),
+            "net.unix.max_dgram_qlen is %d: the guest's network will be slow; set it to 1000 with "
+            "sysctl before the VM starts",
+            qlen);
     fclose(file);
 }
 
@@ -639,7 +655,8 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
         error_set(err, "frames port: eventfd: %s", strerror(errno));
         goto fail;
     }
-    if (set_fallback(f, cfg->mac, err) < 0 || set_address(&f->guest_address, cfg->guest_path, err) < 0 ||
+    if (set_fallback(f, cfg->mac, err) < 0 ||
+        set_address(&f->guest_address, cfg->guest_path, err) < 0 ||
         set_address(&f->port_address, cfg->port_path, err) < 0 || open_tap(f, cfg->tap, err) < 0 ||
         new_socket(&f->tx, err) < 0 || open_rx(f, err) < 0 || start_thread(f, err) < 0)
         goto fail;

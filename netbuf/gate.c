@@ -6,7 +6,8 @@
 #include "gate.h"
 #include "hold-time.h"
 
-/* What a frame is stored with.  A record never wraps around the end of the ring: `skip` ends the ring early. */
+/* What a frame is stored with.  A record never wraps around the end of the ring: `skip` ends the
+ * ring early. */
 struct record {
     uint32_t len;
     uint32_t skip;
@@ -22,23 +23,23 @@ _Static_assert(sizeof(struct record) == 16, "records stay aligned");
 
 struct mark {
     uint64_t epoch;
-    uint64_t end;       /* number of the first frame behind it */
+    uint64_t end; /* number of the first frame behind it */
 };
 
 struct gate {
     uint8_t *ring;
     size_t size, head, tail;
-    size_t used;                    /* octets between head and tail: tells full from empty */
+    size_t used; /* octets between head and tail: tells full from empty */
 
-    uint64_t first, leave, next;    /* frames are numbered; see the picture in gate.h */
-    struct mark mark[MARKS_MAX];    /* closed epochs, not released, oldest first */
+    uint64_t first, leave, next; /* frames are numbered; see the picture in gate.h */
+    struct mark mark[MARKS_MAX]; /* closed epochs, not released, oldest first */
     unsigned marks;
     uint64_t last_epoch;
     bool holding;
 
     struct net_addresses addresses;
     struct gate_stats stats;
-    uint64_t full_since;            /* 0: there is room */
+    uint64_t full_since; /* 0: there is room */
     struct hold_time hold_time;
 };
 
@@ -90,7 +91,7 @@ static void ring_give(struct gate *g, size_t len)
     g->head += len;
     if (g->head == g->size)
         g->head = 0;
-    if (g->used == 0)           /* from the start again: what is used often stays in the processor's cache */
+    if (g->used == 0) /* from the start again: what is used often stays in the processor's cache */
         g->head = g->tail = 0;
 }
 

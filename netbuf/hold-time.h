@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * How long frames were held: a histogram with 16 steps an octave (so a figure is right to 6 %), in which older
- * samples count less and less: all counts are halved whenever 65,536 have come together.
+ * How long frames were held: a histogram with 16 steps an octave (so a figure is right to 6 %), in
+ * which older samples count less and less: all counts are halved whenever 65,536 have come
+ * together.
  */
 #ifndef REMUS_HOLD_TIME_H
 #define REMUS_HOLD_TIME_H

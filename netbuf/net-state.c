@@ -31,7 +31,8 @@ static size_t ip_len(unsigned family)
 static bool covers(const struct net_address *a, const struct net_address *b)
 {
     return (b->family == 0 || a->family == b->family) && a->tags == b->tags &&
-           memcmp(a->mac, b->mac, sizeof(a->mac)) == 0 && memcmp(a->tag, b->tag, sizeof(a->tag)) == 0 &&
+           memcmp(a->mac, b->mac, sizeof(a->mac)) == 0 &&
+           memcmp(a->tag, b->tag, sizeof(a->tag)) == 0 &&
            memcmp(a->ip, b->ip, ip_len(b->family)) == 0;
 }
 
@@ -91,14 +92,16 @@ int net_state_encode(struct buffer *out, const struct net_addresses *t)
 static int check_address(const struct net_address *a, unsigned i, struct error *err)
 {
     if (a->family != 0 && a->family != 4 && a->family != 6)
-        return error_set(err, "network state: address %u has family %u, not 0, 4 or 6", i, a->family);
+        return error_set(err, "network state: address %u has family %u, not 0, 4 or 6", i,
+                         a->family);
     if (a->tags > ETH_TAGS_MAX)
         return error_set(err, "network state: address %u has %u VLAN tags, at most %u", i, a->tags,
                          ETH_TAGS_MAX);
     for (unsigned k = 0; k < a->tags; k++) {
         unsigned tpid = get_be16(a->tag + k * 4);
         if (tpid != ETHERTYPE_VLAN_ && tpid != ETHERTYPE_QINQ_)
-            return error_set(err, "network state: address %u has a VLAN tag of type 0x%04x", i, tpid);
+            return error_set(err, "network state: address %u has a VLAN tag of type 0x%04x", i,
+                             tpid);
     }
     if (!is_station_mac(a->mac) || (a->family && !is_station_ip(a->family, a->ip)))
         return error_set(err, "network state: address %u is not one that a station can have", i);
@@ -114,15 +117,18 @@ int net_state_decode(struct net_addresses *t, const uint8_t *data, size_t len, s
         return 0;
     }
     if (len < HEADER)
-        return error_set(err, "network state: %zu octets, shorter than its header of %u", len, HEADER);
+        return error_set(err, "network state: %zu octets, shorter than its header of %u", len,
+                         HEADER);
     if (get_be16(data) != NET_STATE_VERSION)
         return error_set(err, "network state: version %u, this build knows %u", get_be16(data),
                          NET_STATE_VERSION);
     out.count = get_be16(data + 2);
     if (out.count > NET_ADDRESSES_MAX)
-        return error_set(err, "network state: %u addresses, at most %u", out.count, NET_ADDRESSES_MAX);
+        return error_set(err, "network state: %u addresses, at most %u", out.count,
+                         NET_ADDRESSES_MAX);
     if (get_be32(data + 4) != 0)
-        return error_set(err, "network state: %u open flows, version 1 has none", get_be32(data + 4));
+        return error_set(err, "network state: %u open flows, version 1 has none",
+                         get_be32(data + 4));
     if (len != HEADER + out.count * ADDRESS)
         return error_set(err, "network state: %zu octets, %u addresses make %u", len, out.count,
                          HEADER + out.count * ADDRESS);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Reads the headers of one Ethernet frame: IEEE 802.3 with up to two VLAN tags (802.1Q, 802.1ad), ARP (RFC 826),
- * IPv4 (RFC 791), IPv6 (RFC 8200).  Pure; every length is checked, nothing is copied: pointers point into the
- * frame.
+ * Reads the headers of one Ethernet frame: IEEE 802.3 with up to two VLAN tags (802.1Q, 802.1ad),
+ * ARP (RFC 826), IPv4 (RFC 791), IPv6 (RFC 8200).  Pure; every length is checked, nothing is
+ * copied: pointers point into the frame.
  */
 #ifndef REMUS_PACKET_H
 #define REMUS_PACKET_H
@@ -13,7 +13,7 @@
 
 #define ETH_HEADER 14u
 #define ETH_TAGS_MAX 2u
-#define ETH_MIN 60u                     /* shortest frame on the wire, without its checksum */
+#define ETH_MIN 60u /* shortest frame on the wire, without its checksum */
 #define ETHERTYPE_ARP_ 0x0806u
 #define ETHERTYPE_RARP_ 0x8035u
 #define ETHERTYPE_IPV4_ 0x0800u
@@ -23,16 +23,16 @@
 
 struct packet {
     const uint8_t *dst_mac, *src_mac;
-    const uint8_t *tag;             /* `tags` times TPID, TCI: 4 octets each */
+    const uint8_t *tag; /* `tags` times TPID, TCI: 4 octets each */
     unsigned tags;
-    uint16_t ethertype;             /* behind the tags */
-    unsigned family;                /* 4, 6, or 0: no address of the sender in it */
-    bool arp;                       /* family 4 from an ARP packet: the sender claims the address */
-    const uint8_t *src, *dst;       /* 4 or 16 octets; NULL when family is 0 */
+    uint16_t ethertype;       /* behind the tags */
+    unsigned family;          /* 4, 6, or 0: no address of the sender in it */
+    bool arp;                 /* family 4 from an ARP packet: the sender claims the address */
+    const uint8_t *src, *dst; /* 4 or 16 octets; NULL when family is 0 */
 };
 
-/* False when the frame is shorter than its Ethernet header.  A frame whose network header is short, or lies
- * about its length, has family 0. */
+/* False when the frame is shorter than its Ethernet header.  A frame whose network header is short,
+ * or lies about its length, has family 0. */
 bool packet_parse(struct packet *p, const uint8_t *frame, size_t len);
 
 static inline uint16_t get_be16(const uint8_t *p)

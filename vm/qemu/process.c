@@ -23,6 +23,7 @@
 #define RAM_DIR "/dev/shm"
 #define REPLY_MS 5000      /* for each QMP reply */
 #define START_MS 20000     /* from exec until QMP greets */
+#define EXIT_MS 1000       /* from a QEMU's last word to the end of its process */
 #define KILL_MS 5000
 #define QEMU_OVERHEAD (UINT64_C(64) << 20) /* of a QEMU beside the guest's RAM */
 #define ARGS_MAX 128
@@ -136,11 +137,11 @@ static void remove_files(struct qemu *qemu)
     unlink(qemu->ram_path);
 }
 
-static bool has_exited(const struct qemu *qemu)
+static bool has_exited(const struct qemu *qemu, int wait_ms)
 {
     struct pollfd p = {.fd = qemu->pidfd, .events = POLLIN};
 
-    return poll(&p, 1, 0) > 0;
+    return poll(&p, 1, wait_ms) > 0;
 }
 
 static int open_pidfd(pid_t pid)
@@ -453,10 +454,12 @@ static int wait_for_qmp(struct qemu *qemu, struct error *err)
     for (;;) {
         int rc = qmp_open(&qemu->qmp, qemu->qmp_path, REPLY_MS, err);
 
-        if (rc <= 0)
-            return rc;
-        if (has_exited(qemu))
+        if (rc == 0)
+            return 0;
+        if (has_exited(qemu, rc < 0 ? EXIT_MS : 0))
             return error_set(err, "QEMU ended at once");
+        if (rc < 0)
+            return -1;
         if (clock_ns() > deadline)
             return error_set(err, "QEMU (pid %d) does not open its QMP socket %s", (int)qemu->pid,
                              qemu->qmp_path);
@@ -655,7 +658,7 @@ static void cut_console(const struct qemu *qemu)
 enum vm_health qemu_health(struct qemu *qemu)
 {
     const struct qmp_events *events = qmp_events(qemu->qmp);
-    bool exited = has_exited(qemu), connected = qmp_poll(qemu->qmp) == 0;
+    bool exited = has_exited(qemu, 0), connected = qmp_poll(qemu->qmp) == 0;
 
     if (events->failed)
         return VM_DIED;
@@ -670,11 +673,9 @@ enum vm_health qemu_health(struct qemu *qemu)
 
 void qemu_kill(struct qemu *qemu)
 {
-    struct pollfd p = {.fd = qemu->pidfd, .events = POLLIN};
-
     if (qemu->pidfd >= 0) {
         syscall(SYS_pidfd_send_signal, qemu->pidfd, SIGKILL, NULL, 0);
-        poll(&p, 1, KILL_MS);
+        has_exited(qemu, KILL_MS);
     }
     remove_files(qemu);
     qemu_close(qemu);
@@ -682,7 +683,9 @@ void qemu_kill(struct qemu *qemu)
 
 void qemu_close(struct qemu *qemu)
 {
-    if (qemu->pidfd >= 0 && has_exited(qemu))
+    bool ended = qemu->qmp && (qmp_events(qemu->qmp)->shut_down || qmp_events(qemu->qmp)->failed);
+
+    if (qemu->pidfd >= 0 && has_exited(qemu, ended ? EXIT_MS : 0))
         remove_files(qemu);
     if (qemu->memory)
         munmap(qemu->memory, qemu->memory_bytes);
