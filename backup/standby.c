@@ -324,6 +324,8 @@ static int handle(struct standby *s, const struct record *rec, struct error *err
 {
     struct proto_notice notice;
 
+    if (s->detector.state == DT_ACTIVE)
+        return 0; /* the primary lives and has not read ACTIVATED yet: its word counts no more (R7) */
     switch (rec->type) {
     case PROTO_HEARTBEAT:
         return 0;
