@@ -198,7 +198,7 @@ static const struct key vm_keys[] = {
     {"degrade", set_enum, VM(degrade), "hold", "hold, release or stop", 0, 0,
      WORDS("hold", "release", "stop")},
     {"degrade-after", set_number, VM(degrade_after_ms), "2000", "ms", 0, 3600000, NULL},
-    {"arbiter", set_arbiter, VM(arbiter), NULL, "none, or exec /PATH/TO/COMMAND ARGUMENTS", 0, 0,
+    {"arbiter", set_arbiter, VM(arbiter), "none", "none, or exec /PATH/TO/COMMAND ARGUMENTS", 0, 0,
      NULL},
     {"arbiter-timeout", set_number, VM(arbiter_timeout_ms), "5000", "ms", 100, 600000, NULL},
     {"takeover", set_enum, VM(takeover), "manual", "manual or automatic", 0, 0,
