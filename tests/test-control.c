@@ -30,6 +30,7 @@ static struct sockaddr_un addr = {.sun_family = AF_UNIX};
 static struct event_base *base;
 static struct control *control;
 static pthread_t thread;
+static char mine[] = "mine"; /* handler's argument */
 
 /* -- verbs ------------------------------------------------------------------------------------ */
 
@@ -96,7 +97,7 @@ static int start(void **state)
     if (!base || !control)
         return -1;
     control_register(control, "echo", verb_refuse, NULL); /* the next line replaces it */
-    control_register(control, "echo", verb_echo, "mine");
+    control_register(control, "echo", verb_echo, mine);
     control_register(control, "nothing", verb_nothing, NULL);
     control_register(control, "refuse", verb_refuse, NULL);
     control_register(control, "big", verb_big, NULL);
