@@ -319,7 +319,7 @@ static void test_r10_half_a_line_blocks_nobody(void **state)
     (void)state;
     put(half, REQUEST, 10);
     expect_alive();
-    put_line(half, REQUEST + 10);
+    put_line(half, &REQUEST[10]);
     expect_line(half, REPLY);
     put(half, REQUEST, 10);
     close(half); /* in the middle of a request */
