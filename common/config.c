@@ -265,16 +265,20 @@ __attribute__((format(printf, 3, 4))) static int fail(int line, const struct vm_
 static void on_syntax_error(cfg_t *section, const char *fmt, va_list ap)
 {
     static const char *const hints[][2] = {
-        {"no such option '" END_KEY "'", "the section is not closed, its '}' is missing"},
         {"no such option", "remusd.conf(5) lists the keys"},
         {"found duplicate title", "each VM needs a name of its own"},
     };
     char text[300];
 
     vsnprintf(text, sizeof(text), fmt, ap);
+    if (strcmp(text, "no such option '" END_KEY "'") == 0) {
+        fail(section->line, NULL, "vm %.80s: the section is not closed, its '}' is missing",
+             cfg_title(section));
+        return;
+    }
     for (size_t i = 0; i < COUNT(hints); i++)
         if (strncmp(text, hints[i][0], strlen(hints[i][0])) == 0) {
-            fail(section->line, NULL, "%s%s%s", i ? text : "", i ? "; " : "", hints[i][1]);
+            fail(section->line, NULL, "%s; %s", text, hints[i][1]);
             return;
         }
     fail(section->line, NULL, "%s", text);
@@ -380,8 +384,8 @@ static int on_vm_key(cfg_t *section, cfg_opt_t *opt)
     return -1;
 }
 
-/* Called for each element. */
-static int on_qemu_args(cfg_t *section, cfg_opt_t *opt)
+/* Called once for each element, unlike a list's validcb. */
+static int on_qemu_arg(cfg_t *section, cfg_opt_t *opt, const char *value, void *result)
 {
     struct vm_config *vm = vm_of(section);
 
@@ -391,7 +395,8 @@ static int on_qemu_args(cfg_t *section, cfg_opt_t *opt)
         return fail(section->line, vm, "qemu-args is already set in line %d; remove one",
                     parse->args_line);
     parse->args_line = section->line;
-    if (has_control_character(cfg_opt_getnstr(opt, cfg_opt_size(opt) - 1)))
+    *(const char **)result = value;
+    if (has_control_character(value))
         return fail(section->line, vm, "qemu-args: has a control character; is a quote missing?");
     return 0;
 }
@@ -469,7 +474,7 @@ static char *read_file(const char *path, struct error *err)
         error_set(err, "%s: has a NUL octet, not a text file", path);
         goto fail;
     }
-    memcpy(text + len, end, sizeof(end));
+    strcpy(text + len, len && text[len - 1] == '\n' ? end + 1 : end);
     fclose(f);
     return text;
 fail:
@@ -500,7 +505,7 @@ static int parse_text(const char *text)
         vm_opts[i].validcb = on_vm_key;
     }
     vm_opts[i] = (cfg_opt_t)CFG_STR_LIST("qemu-args", NULL, CFGF_NONE);
-    vm_opts[i].validcb = on_qemu_args;
+    vm_opts[i].parsecb = on_qemu_arg;
     vm_opts[i + 1] = (cfg_opt_t)CFG_END();
     for (i = 0; i < COUNT(top_keys); i++) {
         opts[i] = (cfg_opt_t)CFG_STR(top_keys[i].name, NULL, CFGF_NONE);

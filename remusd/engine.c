@@ -108,6 +108,7 @@ int engine_attach(struct engine *e, struct link *link, uint64_t committed, struc
     pthread_mutex_lock(&e->lock);
     e->link = link;
     e->link_end = LINK_UP;
+    e->taken_before = e->pacer.taken;
     pacer_start(&e->pacer, e->pacer.taken, e->pacer.interval);
     pthread_mutex_unlock(&e->lock);
     rc = pthread_create(&e->ship_thread, NULL, engine_ship, e);

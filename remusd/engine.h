@@ -81,6 +81,7 @@ struct engine {
     struct pacer pacer;
     struct checkpoint inflight[PACER_IN_FLIGHT]; /* epoch N is in [N % PACER_IN_FLIGHT] */
     struct link *link;              /* NULL without one */
+    uint64_t taken_before;          /* the last epoch taken before this link */
     enum link_end link_end;
     struct error link_error;
     uint64_t sync_sent, sync_total; /* pages of the synchronisation */

@@ -230,13 +230,13 @@ static bool wait_for_turn(struct protection *p)
     SCOPED_LOCK(&e->lock);
 
     for (;;) {
-        uint64_t due = pacer_due(&e->pacer, clock_ns());
+        uint64_t now = clock_ns(), due = pacer_due(&e->pacer, now);
 
-        if (e->pacer.acked && p->lc.state == LC_SYNCING)
-            lifecycle_acked(&p->lc, clock_ns());
+        if (e->pacer.acked > e->taken_before)
+            lifecycle_acked(&p->lc, now);
         if (e->link_end != LINK_UP || p->request != REQUEST_NONE)
             return false;
-        if (due <= clock_ns())
+        if (due <= now)
             return true;
         engine_wait(e, due);
     }

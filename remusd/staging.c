@@ -166,7 +166,8 @@ bool staging_take(struct staging *s, size_t max, struct staging_run *run)
         .pfns = s->pfns + at,
         .pages = s->pages + at * PAGE_SIZE,
     };
-    while (run->count < stop && s->epochs[at + run->count] == run->epoch)
+    while (run->count < stop && s->epochs[at + run->count] == run->epoch &&
+           (run->count == 0 || run->pfns[run->count] > run->pfns[run->count - 1]))
         run->count++;
     return true;
 }

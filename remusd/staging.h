@@ -52,7 +52,7 @@ void staging_close(struct staging *s, uint64_t epoch);
 /* A run of pages of one epoch at the tail; valid until staging_done. */
 struct staging_run {
     uint64_t epoch;
-    const uint64_t *pfns;
+    const uint64_t *pfns; /* ascending: two rounds of live pre-copy never share a run */
     const uint8_t *pages; /* contiguous */
     size_t count;         /* 0: the epoch is complete, send its end */
 };
