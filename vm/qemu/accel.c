@@ -11,12 +11,13 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "process.h"
+#include "spawn.h"
 
 #define CACHE_DIR "/var/cache/remusd"
 
 /*
- * The answer is a file for each kernel and QEMU; its line says what else it depends on, and then the answer:
- * BOOT-ID KERNEL-MTIME KERNEL-SIZE QEMU-MTIME 0|1
+ * The answer is a file for each kernel and QEMU; its line says what else it depends on, and then
+ * the answer: BOOT-ID KERNEL-MTIME KERNEL-SIZE QEMU-MTIME 0|1
  */
 struct answer {
     char name[32];
@@ -88,7 +89,7 @@ static bool kernel_speaks(const struct vm_config *cfg)
     };
     char out[16384];
 
-    return run_until(argv, "Linux version", KVM_PROBE_MS, out, sizeof(out));
+    return spawn_until(argv, "Linux version", KVM_PROBE_MS, out, sizeof(out));
 }
 
 static bool kvm_works(const struct vm_config *cfg)
@@ -120,7 +121,10 @@ const char *qemu_accelerator(const struct vm_config *cfg)
 }
 
 #ifdef __x86_64__
-/* A pair of readings that belong together: the closest of several, for a thread is preempted at times. */
+/*
+ * A pair of readings that belong together: the closest of several, for a thread is preempted at
+ * times.
+ */
 static void read_clocks(uint64_t *tsc, uint64_t *ns)
 {
     uint64_t best = UINT64_MAX;
