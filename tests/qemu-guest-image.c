@@ -15,8 +15,8 @@ static void cpio_entry(FILE *out, const char *name, unsigned mode, unsigned majo
     static const char zeros[4];
     size_t name_len = strlen(name) + 1;
 
-    fprintf(out, "070701%08X%08X%08X%08X%08X%08X%08zX%08X%08X%08X%08X%08zX%08X", 0u, mode, 0u, 0u, 1u,
-            0u, len, 0u, 0u, major, minor, name_len, 0u);
+    fprintf(out, "070701%08X%08X%08X%08X%08X%08X%08zX%08X%08X%08X%08X%08zX%08X", 0u, mode, 0u, 0u,
+            1u, 0u, len, 0u, 0u, major, minor, name_len, 0u);
     fwrite(name, 1, name_len, out);
     fwrite(zeros, 1, -(110 + name_len) % 4, out);
     fwrite(data, 1, len, out);
@@ -52,7 +52,8 @@ struct vm_config guest_config(const char *run_dir, const char *initrd, const cha
         .platform = (char *)"qemu", .memory_bytes = 128 << 20, .cpus = 1,
         .tracker = (char *)"auto", .tap = (char *)"", .mac = (char *)"52:54:00:00:00:09",
         .qemu = (char *)"qemu-system-x86_64", .accelerator = (char *)"tcg",
-        .kernel = (char *)(kernel ? kernel : ""), .initrd = (char *)initrd, .append = (char *)append,
+        .kernel = (char *)(kernel ? kernel : ""), .initrd = (char *)initrd,
+        .append = (char *)append,
         .machine_state = (char *)"devices", .qemu_args = no_args,
     };
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The qemu platform with real guests.  Needs REMUS_TEST_KERNEL, a Linux kernel for x86 with a serial console, such as
- * the vmlinuz that scripts/guest-image makes.
+ * The qemu platform with real guests.  Needs REMUS_TEST_KERNEL, a Linux kernel for x86 with a
+ * serial console, such as the vmlinuz that scripts/guest-image makes.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -123,7 +123,8 @@ static void take_over(const char *machine_state, const char *tracker, int epochs
     assert_true(guest_wait_count(&a, 5) >= 5);
     for (uint64_t i = 0; i < r->pages * PAGE_SIZE; i++)
         if (r->memory[i])
-            fail_msg("the waiting standby wrote to octet %llu of its memory", (unsigned long long)i);
+            fail_msg("the waiting standby wrote to octet %llu of its memory",
+                     (unsigned long long)i);
 
     bitmap_init(&dirty, vm->pages);
     assert_int_equal(vm->ops->scan(vm, &dirty, &err), 0);
@@ -171,7 +172,10 @@ static void r2_r4_takeover_devices(void **state)
     take_over("devices", "auto", 100);
 }
 
-/* The activated replica is a guest like any other; a daemon that dies in mid-epoch leaves it stopped. */
+/*
+ * The activated replica is a guest like any other; a daemon that dies in mid-epoch leaves it
+ * stopped.
+ */
 static void attach_again(void **state)
 {
     struct vm_config b = config(run_b);
@@ -305,7 +309,8 @@ static void r10_backup_refuses(void **state)
     refuse_replica(&b, pages + 1, "", "octets of memory");
     refuse_replica(&b, pages, "", "version is unknown there and");
     refuse_replica(&b, pages, "platform=qemu cpus=3 accelerator=tcg", "cpus is 3 there and 1 here");
-    refuse_replica(&b, pages, "platform=qemu accelerator=kvm", "accelerator is kvm there and tcg here");
+    refuse_replica(&b, pages, "platform=qemu accelerator=kvm",
+                   "accelerator is kvm there and tcg here");
     b.memory_bytes = UINT64_C(1) << 50;
     refuse_replica(&b, b.memory_bytes / PAGE_SIZE, "", "here");
 }
