@@ -36,7 +36,8 @@
 #include "common/error.h"
 
 #define PAGE_BYTES 4096
-#define PAGE_BLOCK_MAX 256 /* pages in a block */
+#define PAGE_BLOCK_MAX 128 /* pages in a block */
+#define PAGE_THREADS_MAX 64
 
 enum page_codec {
     PAGE_CODEC_OFF,  /* zero, unchanged and whole pages, nothing compressed, no cache needed */
@@ -48,8 +49,9 @@ enum page_kind {
     PAGE_ZERO = 0,
     PAGE_UNCHANGED = 1,
     PAGE_DELTA = 2,
-    PAGE_WHOLE = 3,
-    PAGE_RAW = 4,
+    PAGE_MOVED = 3,
+    PAGE_WHOLE = 4,
+    PAGE_RAW = 5,
     PAGE_KINDS
 };
 
@@ -58,15 +60,14 @@ struct page_stats {
     uint64_t blocks;
     uint64_t bytes_in;   /* pages * PAGE_BYTES */
     uint64_t bytes_out;
-    uint64_t lookups;    /* pages that were looked up in the cache, and those found */
-    uint64_t hits;
+    uint64_t hits; /* pages of which the cache held a copy */
 };
 
 struct page_encoder_config {
     uint64_t guest_pages;
     uint64_t cache_bytes; /* 0: page_cache_default(guest_pages) */
     enum page_codec codec;
-    int level;            /* of zstd; 0: 1 */
+    unsigned threads;     /* blocks under way at the same time; 0: 1 */
 };
 
 struct page_encoder;
@@ -86,7 +87,7 @@ void page_encoder_free(struct page_encoder *enc);
 void page_encoder_reset(struct page_encoder *enc);
 
 /* From the next block on.  The receiver needs no word of it. */
-void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec, int level);
+void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec);
 
 /* A new checkpoint begins. */
 void page_encoder_begin(struct page_encoder *enc);
@@ -100,7 +101,19 @@ ssize_t page_encode(struct page_encoder *enc, const uint64_t *pfns, const uint8_
                     size_t n, uint8_t *out, size_t cap);
 size_t page_block_bound(size_t n);
 
-const struct page_stats *page_encoder_stats(const struct page_encoder *enc);
+/*
+ * The same in two steps, for a ship stage with several threads.  page_plan() is called by one thread, block after
+ * block, and touches no page; page_encode_planned() may then run for all planned `thread` numbers (below
+ * config.threads) at the same time, and must have returned before that number is planned again.
+ * pfns and pages stay the caller's and must live until then.  The blocks are sent in the order of
+ * page_plan(); their bytes do not depend on how many threads there are.
+ */
+int page_plan(struct page_encoder *enc, unsigned thread, const uint64_t *pfns,
+              const uint8_t *const *pages, size_t n);
+ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *out, size_t cap);
+
+/* Everything encoded since page_encoder_new().  Not while page_encode_planned() runs. */
+void page_encoder_stats(const struct page_encoder *enc, struct page_stats *stats);
 /* Every byte that the encoder holds, cache included. */
 size_t page_encoder_memory(const struct page_encoder *enc);
 

@@ -64,7 +64,7 @@ static size_t encode(struct pair *p, const uint64_t *pfns, size_t n, uint8_t *ou
 /* Ships the pages set in `dirty` as one checkpoint and applies it. */
 static void ship(struct pair *p, const uint8_t *dirty)
 {
-    static uint8_t out[PAGE_BLOCK_MAX * 4300], pages[GUEST * PAGE_BYTES];
+    static uint8_t out[PAGE_BLOCK_MAX * 5000], pages[GUEST * PAGE_BYTES];
     static uint64_t pfns[GUEST], got[GUEST];
     size_t n = 0, done = 0;
     struct error err;
@@ -178,7 +178,7 @@ static void test_r4_lost_block_is_noticed(void **state)
 /* R10: every truncation and every flipped bit gives an error with a text, or other pages; never a crash. */
 static void test_r10_damaged_blocks(void **state)
 {
-    static uint8_t out[PAGE_BLOCK_MAX * 4300], bad[PAGE_BLOCK_MAX * 4300];
+    static uint8_t out[PAGE_BLOCK_MAX * 5000], bad[PAGE_BLOCK_MAX * 4300];
     static uint8_t pages[PAGE_BLOCK_MAX * PAGE_BYTES];
     uint64_t pfns[20], got[PAGE_BLOCK_MAX];
     struct error err;

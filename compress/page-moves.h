@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Finds what moved.  A database that compacts a page shifts its rows by some words: compared in place everything has
+ * changed, compared with where it came from almost nothing.
+ */
+#ifndef REMUS_PAGE_MOVES_H
+#define REMUS_PAGE_MOVES_H
+
+#include <stdint.h>
+
+#include "compress/page-block.h"
+
+/*
+ * From word `to` on, up to the next move, the page is predicted to be old words from `from` on, counted through
+ * the old page before this one (0 to 511), this one's (512 to 1023) and the one behind (1024 to 1535).
+ */
+struct page_move {
+    uint16_t to, from;
+};
+
+struct page_moves {
+    unsigned count;
+    struct page_move move[PAGE_MOVES_MAX];
+    uint16_t table[1024]; /* hash of an old word -> its place + 1 */
+};
+
+/*
+ * Looks for the words of `page` in the old pages before, at, and behind it; old[0] and old[2] may be NULL.
+ * The first move always begins at word 0, and no move leaves the old page that it begins in.
+ */
+void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3]);
+
+#endif

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The loops of page-words.c, included once for each instruction set with these defined:
+ *
+ *   ISA(name)    the name of this version's function
+ *   TARGET       its target attribute
+ *   line_differs(a, b), line_nonzero(a)    a bit for each byte that differs, that is not zero
+ *   line_copy(to, from)
+ *   popcount64(v)
+ *   line_take(page, prediction, mask, difference, parts)   writes one line; mask is not 0
+ *   line_put(page, prediction, difference, parts)
+ */
+
+TARGET static bool ISA(is_zero)(const uint8_t *page)
+{
+    for (int i = 0; i < PAGE_LINES; i++)
+        if (line_nonzero(page + i * PAGE_LINE_BYTES))
+            return false;
+    return true;
+}
+
+TARGET static uint64_t ISA(take)(const uint8_t *page, const uint8_t *prediction, int from, int to,
+                                 bool difference, struct page_parts *parts)
+{
+    struct page_parts at = *parts;
+    uint64_t lines = 0;
+
+    for (int i = from; i < to; i++) {
+        const uint8_t *line = page + i * PAGE_LINE_BYTES, *guess = prediction + i * PAGE_LINE_BYTES;
+        uint64_t mask = line_differs(line, guess);
+
+        if (!mask)
+            continue;
+        lines |= UINT64_C(1) << i;
+        line_take(line, guess, mask, difference, &at);
+    }
+    *parts = at;
+    return lines;
+}
+
+TARGET static void ISA(put)(uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
+                            uint64_t lines, struct page_parts *parts)
+{
+    struct page_parts at = *parts;
+
+    for (int i = from; i < to; i++) {
+        uint8_t *line = page + i * PAGE_LINE_BYTES;
+        const uint8_t *guess = prediction + i * PAGE_LINE_BYTES;
+
+        if (lines >> i & 1)
+            line_put(line, guess, difference, &at);
+        else if (line != guess)
+            line_copy(line, guess);
+    }
+    *parts = at;
+}
+
+TARGET static size_t ISA(popcount)(const uint8_t *bytes, size_t len)
+{
+    size_t bits = 0;
+    uint64_t v;
+
+    for (; len >= 8; len -= 8, bytes += 8) {
+        memcpy(&v, bytes, 8);
+        bits += (size_t)popcount64(v);
+    }
+    v = 0;
+    memcpy(&v, bytes, len);
+    return bits + (size_t)popcount64(v);
+}
+
+TARGET static unsigned ISA(stride)(const uint8_t *page)
+{
+    /* Word positions, of differing phase to all usual record sizes. */
+    static const uint16_t samples[8] = {80, 138, 200, 265, 330, 390, 430, 496};
+    unsigned best = 0, least = 0;
+
+    for (int i = 0; i < 8; i++)
+        least += (unsigned)popcount64(line_nonzero(page + 8 * samples[i]));
+    least = least * 3 / 4;
+    for (unsigned s = PAGE_STRIDE_MIN; s <= PAGE_STRIDE_MAX; s++) {
+        unsigned differ = 0;
+
+        for (int i = 0; i < 8; i++)
+            differ += (unsigned)popcount64(
+                line_differs(page + 8 * samples[i], page + 8 * (samples[i] - s)));
+        if (differ < least) {
+            least = differ;
+            best = s;
+        }
+    }
+    return best;
+}
+
+static const struct page_words_ops ISA(ops) = {
+    .name = ISA_NAME,
+    .is_zero = ISA(is_zero),
+    .take = ISA(take),
+    .put = ISA(put),
+    .popcount = ISA(popcount),
+    .stride = ISA(stride),
+};
+
+#undef ISA
+#undef ISA_NAME
+#undef TARGET
+#undef line_differs
+#undef line_nonzero
+#undef line_copy
+#undef line_take
+#undef line_put
+#undef popcount64
