@@ -29,8 +29,9 @@ _Static_assert(sizeof(struct page_block_header) == 20, "block header");
 #define PAGE_GAP_LONG 15
 #define PAGE_MOVES_MAX 32
 #define PAGE_MOVE_BYTES 4
-/* Where a move may come from, in words: the old page before, the old page, the old page behind. */
-#define PAGE_MOVE_SPAN (3 * PAGE_WORDS)
+/* Where a move may come from, in half words: the old page before, the old page, the old page behind. */
+#define PAGE_HALVES (PAGE_BYTES / 4)
+#define PAGE_MOVE_SPAN (3 * PAGE_HALVES)
 
 /* The most that one page adds to each section of the stream. */
 #define PAGE_EXTRA_MAX (1 + PAGE_MOVES_MAX * PAGE_MOVE_BYTES)

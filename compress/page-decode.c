@@ -238,7 +238,7 @@ static int predict_moved(struct block *b, unsigned i, uint8_t *page)
 {
     const uint8_t *at = b->extra.at;
     unsigned count = *at++, to = 0, from, end;
-    uint64_t pfn = b->pfns[i], above = (b->guest_pages - pfn + 1) * PAGE_WORDS;
+    uint64_t pfn = b->pfns[i], above = (b->guest_pages - pfn + 1) * PAGE_HALVES;
 
     if (count == 0 || count > PAGE_MOVES_MAX)
         return FAIL(b, at - 1, i, "%u moves, 1 to %d are allowed", count, PAGE_MOVES_MAX);
@@ -250,10 +250,11 @@ static int predict_moved(struct block *b, unsigned i, uint8_t *page)
         end = at + PAGE_MOVE_BYTES < b->extra.at ? page_get32(at + PAGE_MOVE_BYTES) >> 16 : PAGE_WORDS;
         if (move >> 16 != to || end <= to || end > PAGE_WORDS)
             return FAIL(b, at, i, "a move to word %" PRIu32 " out of order", move >> 16);
-        if (from + (end - to) > PAGE_MOVE_SPAN || from + (end - to) > above ||
-            (pfn == 0 && from < PAGE_WORDS))
-            return FAIL(b, at, i, "a move from word %u, %u long, reaches outside", from, end - to);
-        memcpy(page + 8 * to, b->memory + pfn * PAGE_BYTES + 8 * (size_t)from - PAGE_BYTES,
+        if (from + 2 * (end - to) > PAGE_MOVE_SPAN || from + 2 * (end - to) > above ||
+            (pfn == 0 && from < PAGE_HALVES))
+            return FAIL(b, at, i, "a move from half word %u, %u words long, reaches outside", from,
+                        end - to);
+        memcpy(page + 8 * to, b->memory + pfn * PAGE_BYTES + 4 * (size_t)from - PAGE_BYTES,
                8 * (size_t)(end - to));
     }
     return 0;

@@ -11,6 +11,9 @@
 #include "compress/page-moves.h"
 
 /* With more changed words than this it is worth looking for what moved. */
+#ifndef ACCEL
+#define ACCEL 1
+#endif
 #define MOVES_WORDS 64
 /* A page with more bytes left than this is tried the other way too. */
 #define RETRY_BYTES 1024
@@ -64,6 +67,7 @@ struct page_encoder {
 struct sections {
     uint8_t *entry, *extra, *line;
     struct page_parts parts;
+    unsigned stride; /* of the last page that was predicted from itself */
 };
 
 uint64_t page_cache_default(uint64_t guest_pages)
@@ -293,7 +297,7 @@ static enum page_kind encode_whole(const struct page_encoder *enc, const uint8_t
                                    struct sections *s)
 {
     struct page_parts start = s->parts;
-    unsigned stride = enc->words->stride(page);
+    unsigned stride = enc->words->stride(page, s->stride);
     uint64_t lines = take_whole(enc->words, page, stride, &s->parts);
 
     if (lines == 0)
@@ -301,6 +305,7 @@ static enum page_kind encode_whole(const struct page_encoder *enc, const uint8_t
     if (s->parts.data - start.data > RAW_BYTES)
         return put_raw(page, s, &start);
     *s->extra++ = (uint8_t)stride;
+    s->stride = stride;
     page_put64(s->line, lines);
     s->line += 8;
     return PAGE_WHOLE;
@@ -312,7 +317,7 @@ static void predict(uint8_t *page, const struct page_moves *moves, const uint8_t
         const struct page_move *m = &moves->move[k];
         unsigned end = k + 1 < moves->count ? moves->move[k + 1].to : PAGE_WORDS;
 
-        memcpy(page + 8 * m->to, old[m->from / PAGE_WORDS] + 8 * (m->from % PAGE_WORDS),
+        memcpy(page + 8 * m->to, old[m->from / PAGE_HALVES] + 4 * (m->from % PAGE_HALVES),
                8 * (end - m->to));
     }
 }
@@ -363,9 +368,11 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
     const uint8_t *page = w->pages[i];
     uint8_t *copy = w->copies[i];
     struct page_parts start = s->parts;
-    uint64_t lines = enc->words->take(page, copy, 0, PAGE_LINES, false, &s->parts);
+    uint64_t lines = enc->words->take(page, copy, 0, PAGE_LINES / 2, false, &s->parts);
     enum page_kind kind;
 
+    if (s->parts.bytes - start.bytes <= MOVES_WORDS)
+        lines |= enc->words->take(page, copy, PAGE_LINES / 2, PAGE_LINES, false, &s->parts);
     if (lines == 0)
         return PAGE_UNCHANGED;
     if (s->parts.bytes - start.bytes > MOVES_WORDS) {
@@ -395,7 +402,7 @@ static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t l
     if (w->codec == PAGE_CODEC_LZ4) {
         *coding = PAGE_CODING_LZ4;
         got = (size_t)LZ4_compress_fast_extState(w->lz4, (const char *)stream, (char *)out, (int)len,
-                                                 (int)len - 1, 1);
+                                                 (int)len - 1, ACCEL);
     } else if (w->codec == PAGE_CODEC_ZSTD) {
         *coding = PAGE_CODING_ZSTD;
         got = ZSTD_compress2(w->zstd, out, len - 1, stream, len);
@@ -403,6 +410,13 @@ static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t l
             got = 0;
     }
     return got;
+}
+
+/* The cache is larger than the processor's: the next copy comes in while this page is worked on. */
+static void prefetch_page(const uint8_t *page)
+{
+    for (int i = 0; i < PAGE_LINES; i++)
+        __builtin_prefetch(page + i * PAGE_LINE_BYTES, 1);
 }
 
 static uint8_t *prepend(uint8_t *at, const uint8_t *section, const uint8_t *end)
@@ -416,7 +430,7 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
 {
     struct page_worker *w = enc->workers[thread];
     struct page_block_header *header = (struct page_block_header *)out;
-    struct sections s = {w->entries, w->extra, w->lines, {w->words, w->bytes, w->stream + HEAD_BYTES}};
+    struct sections s = {w->entries, w->extra, w->lines, {w->words, w->bytes, w->stream + HEAD_BYTES}, 0};
     enum page_coding coding = PAGE_CODING_STORED;
     uint64_t next = w->next_pfn;
     uint8_t *stream;
@@ -430,6 +444,8 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
     for (size_t i = 0; i < w->n; i++) {
         enum page_kind kind;
 
+        if (i + 1 < w->n && w->found[i + 1])
+            prefetch_page(w->copies[i + 1]);
         if (w->found[i]) {
             kind = encode_known(enc, w, i, &s);
             w->stats.hits++;

@@ -6,12 +6,17 @@
 
 /* As many equal words make a move; fewer cost less as they are. */
 #define RUN_MIN 3
+/* Of the pages beside, what lies as near as this in half words can have come over. */
+#define NEAR 256
+/* After each so many words without a hit the search looks at fewer. */
+#define MISSES 64
 
-static inline uint64_t word(const uint8_t *page, unsigned i)
+/* The word at half word h. */
+static inline uint64_t word(const uint8_t *page, unsigned h)
 {
     uint64_t v;
 
-    memcpy(&v, page + 8 * i, 8);
+    memcpy(&v, page + 4 * h, 8);
     return v;
 }
 
@@ -20,59 +25,76 @@ static inline unsigned hash(uint64_t v)
     return (unsigned)(v * UINT64_C(0x9e3779b97f4a7c15) >> 54);
 }
 
-/* Every second word is enough: the one before a hit is tried too. */
-static void index_words(uint16_t *table, const uint8_t *old, unsigned base)
+/*
+ * Rows move by words, the line pointers of an index by halves.  Of eight half words in a row the first two are enough:
+ * whatever the shift, one of four neighbouring words of the page meets one of them, and a hit is
+ * followed backwards.
+ */
+static void index_words(uint16_t *table, const uint8_t *old, unsigned base, unsigned begin, unsigned end)
 {
-    for (unsigned i = PAGE_WORDS; i > 0; i -= 2)
-        if (word(old, i - 2))
-            table[hash(word(old, i - 2))] = (uint16_t)(base + i - 1);
+    for (unsigned h = begin; h < end; h += 8) {
+        table[hash(word(old, h))] = (uint16_t)(base + h + 1);
+        table[hash(word(old, h + 1))] = (uint16_t)(base + h + 2);
+    }
 }
 
-/* Are RUN_MIN words of `page` from i on the old words from j on, j counted within `old`? */
-static bool runs(const uint8_t *page, unsigned i, const uint8_t *old, unsigned j)
+/* Are RUN_MIN words of `page` from word i on those of `old` from half word h on? */
+static bool runs(const uint8_t *page, unsigned i, const uint8_t *old, unsigned h)
 {
-    return i + RUN_MIN <= PAGE_WORDS && j + RUN_MIN <= PAGE_WORDS &&
-           memcmp(page + 8 * i, old + 8 * j, 8 * RUN_MIN) == 0;
+    return i + RUN_MIN <= PAGE_WORDS && h + 2 * RUN_MIN <= PAGE_HALVES &&
+           memcmp(page + 8 * i, old + 4 * h, 8 * RUN_MIN) == 0;
 }
 
 void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3])
 {
-    const uint8_t *source = old[1]; /* the old page of the move at hand, its number, and */
-    unsigned which = 1, shift = 0;  /* source word = i + shift, modulo 2^32 */
+    const uint8_t *source = old[1]; /* the old page of the move at hand, */
+    unsigned which = 1, misses = 0; /* its number, */
+    int shift = 0;                  /* its half word - 2 * i, */
+    unsigned limit = PAGE_WORDS;    /* and the first word for which that would leave it */
 
     memset(moves->table, 0, sizeof(moves->table));
-    for (unsigned k = 0; k < 3; k += 2)
-        if (old[k])
-            index_words(moves->table, old[k], k * PAGE_WORDS);
-    index_words(moves->table, old[1], PAGE_WORDS);
+    if (old[0])
+        index_words(moves->table, old[0], 0, PAGE_HALVES - NEAR, PAGE_HALVES);
+    if (old[2])
+        index_words(moves->table, old[2], 2 * PAGE_HALVES, 0, NEAR);
+    index_words(moves->table, old[1], PAGE_HALVES, 0, PAGE_HALVES);
 
     moves->count = 1;
-    moves->move[0] = (struct page_move){0, PAGE_WORDS};
+    moves->move[0] = (struct page_move){0, PAGE_HALVES};
     for (unsigned i = 0; i < PAGE_WORDS; i++) {
-        unsigned from = i + shift, place, start = i;
-        uint64_t v = word(page, i);
+        unsigned from = (unsigned)((int)(2 * i) + shift), place, start = i;
+        uint64_t v = word(page, 2 * i);
 
-        if (from < PAGE_WORDS && word(source, from) == v)
+        if (i < limit && word(source, from) == v)
             continue;
-        if (shift != 0 && (from >= PAGE_WORDS || runs(page, i, old[1], i))) {
+        if (i == limit || (shift != 0 && runs(page, i, old[1], 2 * i))) {
             which = 1;
             shift = 0;
         } else {
             /* The last entry is kept for the way back. */
             place = v && moves->count < PAGE_MOVES_MAX - 1 ? moves->table[hash(v)] : 0;
-            if (place == 0 || place - 1 == which * PAGE_WORDS + from ||
-                !runs(page, i, old[(place - 1) / PAGE_WORDS], (place - 1) % PAGE_WORDS))
+            if (place == 0 || place - 1 == which * PAGE_HALVES + from ||
+                !runs(page, i, old[(place - 1) / PAGE_HALVES], (place - 1) % PAGE_HALVES)) {
+                i += misses++ / MISSES;
+                if (i >= limit)
+                    i = limit - 1;
                 continue;
-            which = (place - 1) / PAGE_WORDS;
-            shift = (place - 1) % PAGE_WORDS - i;
-            if (i + shift > 0 && i > moves->move[moves->count - 1].to + 1u &&
-                word(page, i - 1) == word(old[which], i - 1 + shift))
-                start--;
+            }
+            which = (place - 1) / PAGE_HALVES;
+            from = (place - 1) % PAGE_HALVES;
+            shift = (int)from - (int)(2 * i);
+            for (; from > 1 && start > moves->move[moves->count - 1].to + 1u && i - start < 3; start--) {
+                from -= 2;
+                if (word(page, 2 * start - 2) != word(old[which], from))
+                    break;
+            }
         }
+        misses = 0;
+        limit = shift > 0 ? (unsigned)(PAGE_HALVES - shift) / 2 : PAGE_WORDS;
         source = old[which];
         if (moves->move[moves->count - 1].to == start)
             moves->count--;
         moves->move[moves->count++] =
-            (struct page_move){(uint16_t)start, (uint16_t)(which * PAGE_WORDS + start + shift)};
+            (struct page_move){(uint16_t)start, (uint16_t)((int)(which * PAGE_HALVES + 2 * start) + shift)};
     }
 }

@@ -11,8 +11,9 @@
 #include "compress/page-block.h"
 
 /*
- * From word `to` on, up to the next move, the page is predicted to be old words from `from` on, counted through
- * the old page before this one (0 to 511), this one's (512 to 1023) and the one behind (1024 to 1535).
+ * From word `to` on, up to the next move, the page is predicted to be what lies from `from` on in the old pages, counted
+ * in half words (4 bytes) through the old page before this one (0 to 1023), this one's (1024 to
+ * 2047) and the one behind (2048 to 3071).
  */
 struct page_move {
     uint16_t to, from;
@@ -21,7 +22,7 @@ struct page_move {
 struct page_moves {
     unsigned count;
     struct page_move move[PAGE_MOVES_MAX];
-    uint16_t table[1024]; /* hash of an old word -> its place + 1 */
+    uint16_t table[1024]; /* hash of an word -> its place in half words + 1 */
 };
 
 /*

@@ -69,26 +69,36 @@ TARGET static size_t ISA(popcount)(const uint8_t *bytes, size_t len)
     return bits + (size_t)popcount64(v);
 }
 
-TARGET static unsigned ISA(stride)(const uint8_t *page)
+/* How many bytes differ in the sampled lines; no more than is enough to reach `enough`. */
+TARGET static unsigned ISA(sample)(const uint8_t *page, unsigned stride, unsigned enough)
 {
-    /* Word positions, of differing phase to all usual record sizes. */
-    static const uint16_t samples[8] = {80, 138, 200, 265, 330, 390, 430, 496};
-    unsigned best = 0, least = 0;
+    unsigned differ = 0;
+
+    for (unsigned i = 0; i < 8 && differ < enough; i += 2) {
+        const uint8_t *a = page + 8 * stride_samples[i], *b = page + 8 * stride_samples[i + 1];
+
+        differ += (unsigned)popcount64(line_differs(a, a - 8 * stride));
+        differ += (unsigned)popcount64(line_differs(b, b - 8 * stride));
+    }
+    return differ;
+}
+
+TARGET static unsigned ISA(stride)(const uint8_t *page, unsigned likely)
+{
+    unsigned best = 0, least = 0, differ;
 
     for (int i = 0; i < 8; i++)
-        least += (unsigned)popcount64(line_nonzero(page + 8 * samples[i]));
+        least += (unsigned)popcount64(line_nonzero(page + 8 * stride_samples[i]));
     least = least * 3 / 4;
-    for (unsigned s = PAGE_STRIDE_MIN; s <= PAGE_STRIDE_MAX; s++) {
-        unsigned differ = 0;
-
-        for (int i = 0; i < 8; i++)
-            differ += (unsigned)popcount64(
-                line_differs(page + 8 * samples[i], page + 8 * (samples[i] - s)));
-        if (differ < least) {
+    if (likely && (differ = ISA(sample)(page, likely, least)) < least) {
+        least = differ;
+        best = likely;
+    }
+    for (unsigned s = PAGE_STRIDE_MIN; s <= PAGE_STRIDE_MAX; s++)
+        if ((differ = ISA(sample)(page, s, least)) < least) {
             least = differ;
             best = s;
         }
-    }
     return best;
 }
 

@@ -60,9 +60,9 @@ struct page_words_ops {
 
     /*
      * The stride, in words, at which the page looks most like itself, judged by eight of its lines;
-     * 0 when it looks no more like itself than like zeros.
+     * 0 when it looks no more like itself than like zeros.  `likely` is tried first (0: none) and makes it fast.
      */
-    unsigned (*stride)(const uint8_t *page);
+    unsigned (*stride)(const uint8_t *page, unsigned likely);
 };
 
 /* Best first, those that this processor can run; ends with NULL.  The last is the plain one. */
