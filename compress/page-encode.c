@@ -11,10 +11,9 @@
 #include "compress/page-moves.h"
 
 /* With more changed words than this it is worth looking for what moved. */
-#ifndef ACCEL
-#define ACCEL 1
-#endif
-#define MOVES_WORDS 64
+#define MOVES_WORDS 48
+/* ... which is known after so many lines of a page that changed all over. */
+#define STEP_LINES 16
 /* A page with more bytes left than this is tried the other way too. */
 #define RETRY_BYTES 1024
 /* A page of which more is left goes as it is: masks would only be in the way. */
@@ -47,8 +46,9 @@ struct page_worker {
     uint8_t entries[PAGE_BLOCK_MAX * PAGE_ENTRY_MAX];
     uint8_t extra[PAGE_BLOCK_MAX * PAGE_EXTRA_MAX];
     uint8_t lines[PAGE_BLOCK_MAX * 8];
-    uint8_t words[PAGE_BLOCK_MAX * PAGE_LINES + PAGE_WORDS_SLACK];
-    uint8_t bytes[PAGE_BLOCK_MAX * PAGE_WORDS + PAGE_WORDS_SLACK];
+    /* Room for one page more: a page may be taken twice, and the better is kept. */
+    uint8_t words[(PAGE_BLOCK_MAX + 1) * PAGE_LINES + PAGE_WORDS_SLACK];
+    uint8_t bytes[(PAGE_BLOCK_MAX + 1) * PAGE_WORDS + PAGE_WORDS_SLACK];
     uint8_t stream[HEAD_BYTES + (PAGE_BLOCK_MAX + 1) * PAGE_BYTES + PAGE_WORDS_SLACK];
 };
 
@@ -285,6 +285,17 @@ static size_t grown(const struct page_parts *from, const struct page_parts *to)
            (size_t)(to->data - from->data);
 }
 
+/* Moves what was taken from `from` to `to` back to `start`. */
+static void replace(const struct page_parts *start, const struct page_parts *from, struct page_parts *to)
+{
+    memmove(start->words, from->words, (size_t)(to->words - from->words));
+    memmove(start->bytes, from->bytes, (size_t)(to->bytes - from->bytes));
+    memmove(start->data, from->data, (size_t)(to->data - from->data));
+    to->words -= from->words - start->words;
+    to->bytes -= from->bytes - start->bytes;
+    to->data -= from->data - start->data;
+}
+
 static enum page_kind put_raw(const uint8_t *page, struct sections *s, const struct page_parts *start)
 {
     s->parts = *start;
@@ -339,17 +350,13 @@ static enum page_kind encode_moved(const struct page_encoder *enc, struct page_w
 
     if (grown(&start, &s->parts) > RETRY_BYTES) {
         struct sections other = *s;
-        enum page_kind kind;
+        enum page_kind kind = encode_whole(enc, page, &other);
 
-        other.parts = start;
-        /* What was taken last is taken again when it was better: rare, and simpler than keeping both. */
-        kind = encode_whole(enc, page, &other);
-        if (grown(&start, &other.parts) < grown(&start, &s->parts)) {
+        if (grown(&s->parts, &other.parts) < grown(&start, &s->parts)) {
+            replace(&start, &s->parts, &other.parts);
             *s = other;
             return kind;
         }
-        s->parts = start;
-        enc->words->take(page, w->predicted, 0, PAGE_LINES, false, &s->parts);
         if (s->parts.data - start.data > RAW_BYTES)
             return put_raw(page, s, &start);
     }
@@ -368,18 +375,20 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
     const uint8_t *page = w->pages[i];
     uint8_t *copy = w->copies[i];
     struct page_parts start = s->parts;
-    uint64_t lines = enc->words->take(page, copy, 0, PAGE_LINES / 2, false, &s->parts);
+    uint64_t lines = 0;
     enum page_kind kind;
 
-    if (s->parts.bytes - start.bytes <= MOVES_WORDS)
-        lines |= enc->words->take(page, copy, PAGE_LINES / 2, PAGE_LINES, false, &s->parts);
+    for (int at = 0; at < PAGE_LINES && s->parts.bytes - start.bytes <= MOVES_WORDS; at += STEP_LINES)
+        lines |= enc->words->take(page, copy, at, at + STEP_LINES, false, &s->parts);
     if (lines == 0)
         return PAGE_UNCHANGED;
     if (s->parts.bytes - start.bytes > MOVES_WORDS) {
         s->parts = start;
         kind = encode_moved(enc, w, i, s);
-        memcpy(w->before, copy, PAGE_BYTES);
-        w->before_pfn = w->pfns[i];
+        if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1) {
+            memcpy(w->before, copy, PAGE_BYTES);
+            w->before_pfn = w->pfns[i];
+        }
         memcpy(copy, page, PAGE_BYTES);
         return kind;
     }
@@ -402,7 +411,7 @@ static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t l
     if (w->codec == PAGE_CODEC_LZ4) {
         *coding = PAGE_CODING_LZ4;
         got = (size_t)LZ4_compress_fast_extState(w->lz4, (const char *)stream, (char *)out, (int)len,
-                                                 (int)len - 1, ACCEL);
+                                                 (int)len - 1, 1);
     } else if (w->codec == PAGE_CODEC_ZSTD) {
         *coding = PAGE_CODING_ZSTD;
         got = ZSTD_compress2(w->zstd, out, len - 1, stream, len);

@@ -25,6 +25,15 @@ static inline unsigned hash(uint64_t v)
     return (unsigned)(v * UINT64_C(0x9e3779b97f4a7c15) >> 54);
 }
 
+static inline bool same_line(const uint8_t *a, const uint8_t *b)
+{
+    uint64_t differ = 0;
+
+    for (unsigned h = 0; h < 16; h += 2)
+        differ |= word(a, h) ^ word(b, h);
+    return differ == 0;
+}
+
 /*
  * Rows move by words, the line pointers of an index by halves.  Of eight half words in a row the first two are enough:
  * whatever the shift, one of four neighbouring words of the page meets one of them, and a hit is
@@ -42,7 +51,8 @@ static void index_words(uint16_t *table, const uint8_t *old, unsigned base, unsi
 static bool runs(const uint8_t *page, unsigned i, const uint8_t *old, unsigned h)
 {
     return i + RUN_MIN <= PAGE_WORDS && h + 2 * RUN_MIN <= PAGE_HALVES &&
-           memcmp(page + 8 * i, old + 4 * h, 8 * RUN_MIN) == 0;
+           word(page, 2 * i) == word(old, h) && word(page, 2 * i + 2) == word(old, h + 2) &&
+           word(page, 2 * i + 4) == word(old, h + 4);
 }
 
 void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3])
@@ -65,8 +75,11 @@ void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_
         unsigned from = (unsigned)((int)(2 * i) + shift), place, start = i;
         uint64_t v = word(page, 2 * i);
 
-        if (i < limit && word(source, from) == v)
+        if (i < limit && word(source, from) == v) {
+            for (; i + 9 <= limit && same_line(page + 8 * (i + 1), source + 4 * (from + 2)); i += 8)
+                from += 16;
             continue;
+        }
         if (i == limit || (shift != 0 && runs(page, i, old[1], 2 * i))) {
             which = 1;
             shift = 0;
