@@ -31,7 +31,8 @@ struct block {
     const uint8_t *memory;
     uint64_t *pfns;
     uint8_t kinds[PAGE_BLOCK_MAX];
-    struct span entries, extra, lines, words, bytes, data;
+    struct span entries, extra, lines, words, bytes, data; /* of the stream, */
+    struct span raw;                                       /* and of the block */
 };
 
 struct page_decoder *page_decoder_new(void)
@@ -158,7 +159,7 @@ static int check_header(const struct page_decoder *dec, const uint8_t *block, si
         return error_set(err, "page block: byte 12: a stream of %" PRIu32 " bytes, at most %d",
                          plain, PAGE_STREAM_MAX);
     coded = page_get32(header->coded);
-    if (coded != len - sizeof(*header))
+    if (coded > len - sizeof(*header))
         return error_set(err, "page block: byte 16: %" PRIu32 " bytes announced, %zu are there",
                          coded, len - sizeof(*header));
     return (int)n;
@@ -190,16 +191,21 @@ static int read_entries(struct block *b)
     return 0;
 }
 
+static bool has_lines(unsigned kind)
+{
+    return kind == PAGE_DELTA || kind == PAGE_MOVED || kind == PAGE_SELF;
+}
+
 /* Finds where each section ends: a section's length follows from the ones before. */
 static int find_sections(struct block *b)
 {
     const struct page_words_ops *ops = b->dec->words;
     const uint8_t *end = b->entries.end, *at = b->entries.at;
-    size_t lines = 0, words, bytes, data;
+    size_t lines = 0, words, bytes, data, raw = 0;
 
     b->extra.at = at;
     for (unsigned i = 0; i < b->n; i++) {
-        size_t need = b->kinds[i] == PAGE_WHOLE || b->kinds[i] == PAGE_MOVED;
+        size_t need = b->kinds[i] == PAGE_SELF || b->kinds[i] == PAGE_MOVED;
 
         if ((size_t)(end - at) < need)
             return FAIL(b, at, i, "%s", "cut off");
@@ -208,7 +214,7 @@ static int find_sections(struct block *b)
         if ((size_t)(end - at) < need)
             return FAIL(b, at, i, "%zu bytes of moves do not fit", need);
         at += need;
-        lines += b->kinds[i] == PAGE_DELTA || b->kinds[i] == PAGE_MOVED || b->kinds[i] == PAGE_WHOLE;
+        lines += has_lines(b->kinds[i]);
     }
     b->extra.end = b->lines.at = at;
     lines *= 8;
@@ -225,11 +231,16 @@ static int find_sections(struct block *b)
     b->bytes.end = b->data.at = at += bytes;
     b->data.end = end;
     data = ops->popcount(b->bytes.at, bytes);
-    for (unsigned i = 0; i < b->n; i++)
-        data += b->kinds[i] == PAGE_RAW ? PAGE_BYTES : 0;
+    for (unsigned i = 0; i < b->n; i++) {
+        data += b->kinds[i] == PAGE_WHOLE ? PAGE_BYTES : 0;
+        raw += b->kinds[i] == PAGE_RAW ? PAGE_BYTES : 0;
+    }
     if (data != left(&b->data))
         return FAIL(b, at, b->n - 1, "the pages need %zu bytes of data, %zu are there", data,
                     left(&b->data));
+    if (raw != left(&b->raw))
+        return error_set(b->err, "page block: %zu bytes behind the stream, the raw pages need %zu",
+                         left(&b->raw), raw);
     return 0;
 }
 
@@ -268,7 +279,7 @@ static int make_page(struct block *b, unsigned i, uint8_t *page)
                                (uint8_t *)(uintptr_t)b->data.at};
     uint64_t lines = 0;
 
-    if (b->kinds[i] == PAGE_DELTA || b->kinds[i] == PAGE_MOVED || b->kinds[i] == PAGE_WHOLE) {
+    if (has_lines(b->kinds[i])) {
         lines = page_get64(b->lines.at);
         b->lines.at += 8;
     }
@@ -287,7 +298,7 @@ static int make_page(struct block *b, unsigned i, uint8_t *page)
             return -1;
         ops->put(page, page, 0, PAGE_LINES, false, lines, &parts);
         break;
-    case PAGE_WHOLE: {
+    case PAGE_SELF: {
         unsigned stride = *b->extra.at++;
         struct page_lead lead = {0};
 
@@ -304,9 +315,13 @@ static int make_page(struct block *b, unsigned i, uint8_t *page)
         ops->put(page, page - 8 * stride, PAGE_LEAD_LINES, PAGE_LINES, true, lines, &parts);
         break;
     }
-    case PAGE_RAW:
+    case PAGE_WHOLE:
         memcpy(page, parts.data, PAGE_BYTES);
         parts.data += PAGE_BYTES;
+        break;
+    case PAGE_RAW:
+        memcpy(page, b->raw.at, PAGE_BYTES);
+        b->raw.at += PAGE_BYTES;
         break;
     }
     b->words.at = parts.words;
@@ -331,6 +346,7 @@ int page_decode(struct page_decoder *dec, const uint8_t *block, size_t len, uint
     if (decode_stream(dec, header, plain, err) < 0)
         goto fail;
     b.entries = (struct span){dec->stream, dec->stream + plain};
+    b.raw = (struct span){block + sizeof(*header) + page_get32(header->coded), block + len};
     if (read_entries(&b) < 0 || find_sections(&b) < 0)
         goto fail;
     for (unsigned i = 0; i < b.n; i++)

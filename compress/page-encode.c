@@ -32,6 +32,7 @@ struct page_worker {
     uint64_t next_pfn;
     uint32_t generation, sequence;
     enum page_codec codec;
+    const uint8_t *raw[PAGE_BLOCK_MAX];
     uint8_t *copies[PAGE_BLOCK_MAX]; /* in the cache, or NULL */
     bool found[PAGE_BLOCK_MAX];      /* whether that holds the page as shipped last */
 
@@ -264,7 +265,7 @@ static uint8_t *put_entry(uint8_t *p, enum page_kind kind, uint64_t gap)
 }
 
 /* A page against itself, `stride` words before; against zeros when stride is 0. */
-static uint64_t take_whole(const struct page_words_ops *ops, const uint8_t *page, unsigned stride,
+static uint64_t take_self(const struct page_words_ops *ops, const uint8_t *page, unsigned stride,
                            struct page_parts *parts)
 {
     static const uint8_t zeros[PAGE_BYTES];
@@ -296,30 +297,60 @@ static void replace(const struct page_parts *start, const struct page_parts *fro
     to->data -= from->data - start->data;
 }
 
-static enum page_kind put_raw(const uint8_t *page, struct sections *s, const struct page_parts *start)
+/* How many values of a line are new. */
+static unsigned new_values(uint8_t *seen, const uint8_t *line)
+{
+    unsigned count = 0;
+
+    for (int i = 0; i < PAGE_LINE_BYTES; i++) {
+        count += !seen[line[i]];
+        seen[line[i]] = 1;
+    }
+    return count;
+}
+
+/*
+ * Is this encrypted or compressed already?  64 random bytes have 57 different values, 256 have 162;
+ * anything with a structure has far fewer.
+ */
+static bool looks_random(const uint8_t *page)
+{
+    uint8_t seen[256] = {0};
+    unsigned count = new_values(seen, page + 5 * PAGE_LINE_BYTES);
+
+    if (count <= 48)
+        return false;
+    count += new_values(seen, page + 23 * PAGE_LINE_BYTES);
+    count += new_values(seen, page + 42 * PAGE_LINE_BYTES);
+    count += new_values(seen, page + 60 * PAGE_LINE_BYTES);
+    return count > 140;
+}
+
+/* The page as it is, to be coded with the rest of the stream. */
+static enum page_kind put_whole(const uint8_t *page, struct sections *s, const struct page_parts *start)
 {
     s->parts = *start;
     memcpy(s->parts.data, page, PAGE_BYTES);
     s->parts.data += PAGE_BYTES;
-    return PAGE_RAW;
+    return PAGE_WHOLE;
 }
 
-static enum page_kind encode_whole(const struct page_encoder *enc, const uint8_t *page,
+static enum page_kind encode_alone(const struct page_encoder *enc, const uint8_t *page,
                                    struct sections *s)
 {
     struct page_parts start = s->parts;
     unsigned stride = enc->words->stride(page, s->stride);
-    uint64_t lines = take_whole(enc->words, page, stride, &s->parts);
+    uint64_t lines = take_self(enc->words, page, stride, &s->parts);
 
     if (lines == 0)
         return PAGE_ZERO;
     if (s->parts.data - start.data > RAW_BYTES)
-        return put_raw(page, s, &start);
+        return put_whole(page, s, &start);
     *s->extra++ = (uint8_t)stride;
     s->stride = stride;
     page_put64(s->line, lines);
     s->line += 8;
-    return PAGE_WHOLE;
+    return PAGE_SELF;
 }
 
 static void predict(uint8_t *page, const struct page_moves *moves, const uint8_t *const old[3])
@@ -350,7 +381,7 @@ static enum page_kind encode_moved(const struct page_encoder *enc, struct page_w
 
     if (grown(&start, &s->parts) > RETRY_BYTES) {
         struct sections other = *s;
-        enum page_kind kind = encode_whole(enc, page, &other);
+        enum page_kind kind = encode_alone(enc, page, &other);
 
         if (grown(&s->parts, &other.parts) < grown(&start, &s->parts)) {
             replace(&start, &s->parts, &other.parts);
@@ -358,7 +389,7 @@ static enum page_kind encode_moved(const struct page_encoder *enc, struct page_w
             return kind;
         }
         if (s->parts.data - start.data > RAW_BYTES)
-            return put_raw(page, s, &start);
+            return put_whole(page, s, &start);
     }
     *s->extra++ = (uint8_t)w->moves.count;
     for (unsigned k = 0; k < w->moves.count; k++, s->extra += PAGE_MOVE_BYTES)
@@ -384,7 +415,7 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
         return PAGE_UNCHANGED;
     if (s->parts.bytes - start.bytes > MOVES_WORDS) {
         s->parts = start;
-        kind = encode_moved(enc, w, i, s);
+        kind = looks_random(page) ? PAGE_RAW : encode_moved(enc, w, i, s);
         if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1) {
             memcpy(w->before, copy, PAGE_BYTES);
             w->before_pfn = w->pfns[i];
@@ -442,8 +473,8 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
     struct sections s = {w->entries, w->extra, w->lines, {w->words, w->bytes, w->stream + HEAD_BYTES}, 0};
     enum page_coding coding = PAGE_CODING_STORED;
     uint64_t next = w->next_pfn;
-    uint8_t *stream;
-    size_t len, coded;
+    uint8_t *stream, *end;
+    size_t len, coded, raws = 0;
 
     if (cap < page_block_bound(w->n)) {
         errno = EINVAL;
@@ -459,10 +490,12 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
             kind = encode_known(enc, w, i, &s);
             w->stats.hits++;
         } else {
-            kind = encode_whole(enc, w->pages[i], &s);
+            kind = looks_random(w->pages[i]) ? PAGE_RAW : encode_alone(enc, w->pages[i], &s);
             if (w->copies[i])
                 memcpy(w->copies[i], w->pages[i], PAGE_BYTES);
         }
+        if (kind == PAGE_RAW)
+            w->raw[raws++] = w->pages[i];
         s.entry = put_entry(s.entry, kind, w->pfns[i] - next);
         next = w->pfns[i] + 1;
         w->stats.pages[kind]++;
@@ -488,10 +521,13 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
     page_put32(header->sequence, w->sequence);
     page_put32(header->plain, (uint32_t)len);
     page_put32(header->coded, (uint32_t)coded);
+    end = out + sizeof(*header) + coded;
+    for (size_t i = 0; i < raws; i++, end += PAGE_BYTES)
+        memcpy(end, w->raw[i], PAGE_BYTES);
     w->stats.blocks++;
     w->stats.bytes_in += w->n * PAGE_BYTES;
-    w->stats.bytes_out += sizeof(*header) + coded;
-    return (ssize_t)(sizeof(*header) + coded);
+    w->stats.bytes_out += (size_t)(end - out);
+    return end - out;
 }
 
 ssize_t page_encode(struct page_encoder *enc, const uint64_t *pfns, const uint8_t *const *pages,

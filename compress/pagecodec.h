@@ -50,8 +50,9 @@ enum page_kind {
     PAGE_UNCHANGED = 1,
     PAGE_DELTA = 2,
     PAGE_MOVED = 3,
-    PAGE_WHOLE = 4,
-    PAGE_RAW = 5,
+    PAGE_SELF = 4,
+    PAGE_WHOLE = 5,
+    PAGE_RAW = 6,
     PAGE_KINDS
 };
 
