@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The configuration file, remusd.conf(5): one schema for both daemons, so that the same file can serve a host
- * that is primary for one VM and backup for another.  This header is plain data: whoever is handed a
- * `struct vm_config` needs no parser.
+ * The configuration file, remusd.conf(5): one schema for both daemons, so that the same file can
+ * serve a host that is primary for one VM and backup for another.  This header is plain data:
+ * whoever is handed a `struct vm_config` needs no parser.
  */
 #ifndef REMUS_CONFIG_H
 #define REMUS_CONFIG_H
@@ -15,25 +15,30 @@
 
 #define CONFIG_NAME_MAX 63 /* of a VM: letters, digits, '-', '_', '.', the first no '.' or '-' */
 #define CONFIG_TAPLEN_MAX 15
+#define CONFIG_INTERVAL_MIN 5 /* ms; `remusctl set` keeps to the same bounds */
+#define CONFIG_INTERVAL_MAX 10000
 
 enum degrade_policy { DEGRADE_HOLD, DEGRADE_RELEASE, DEGRADE_STOP };
 enum takeover_policy { TAKEOVER_MANUAL, TAKEOVER_AUTOMATIC };
 
-/* One `vm NAME { ... }` section.  Strings are owned by the config and never NULL (empty when not set). */
+/*
+ * One `vm NAME { ... }` section.  Strings are owned by the config and never NULL (empty when not
+ * set).
+ */
 struct vm_config {
     char name[CONFIG_NAME_MAX + 1];
     char *run_dir;     /* copy of the top level's */
 
     /* protection */
-    char *backup;             /* HOST:PORT of the backup; primary side */
-    bool protect;             /* start protecting when remusd starts */
+    char *backup;             /* HOST:PORT of the backup; "" = this host is its backup */
+    bool protect;             /* start protecting when remusd starts; backup is set then */
     unsigned interval_ms;     /* 25 */
     unsigned heartbeat_ms;    /* 20 */
     unsigned timeout_ms;      /* 200: silence that makes the peer suspect */
     unsigned degrade_after_ms;/* 2000: link loss before the degrade policy acts */
     enum degrade_policy degrade;    /* hold */
     enum takeover_policy takeover;  /* manual */
-    char *arbiter;            /* command of `exec COMMAND`, or "" for none */
+    char *arbiter;            /* `exec COMMAND ARGUMENTS`: from the absolute path on; "" = none */
     unsigned arbiter_timeout_ms;    /* 5000 */
     size_t staging_bytes;     /* 64 MiB: primary's staging buffer */
     size_t net_queue_bytes;   /* 32 MiB: held frames */
@@ -43,13 +48,15 @@ struct vm_config {
     uint64_t memory_bytes;    /* multiple of the page size */
     unsigned cpus;
     char *tracker;            /* "auto", "uffd" or "compare" */
-    char *tap;                /* interface that the guest's frames leave through; "" = no network */
-    char *mac;
+    char *tap;                /* interface that the guest's frames leave through; "" = no network;
+                                 "unix:PATH" as in struct frames_port_config (tests) */
+    char *mac;                /* never "" when tap is set */
 
     /* platform = qemu */
     char *qemu;               /* binary */
     char *accelerator;        /* "auto", "kvm" or "tcg" */
-    char *kernel, *initrd, *append;
+    char *kernel;             /* never "" when platform is qemu */
+    char *initrd, *append;
     char *machine_state;      /* "devices" (small, fast) or "full" */
     char **qemu_args;         /* more arguments, NULL-terminated */
 
@@ -67,11 +74,18 @@ struct config {
     size_t vm_count;
 };
 
-/* Reads and checks the file.  On failure err says FILE:LINE, the key, its value and what would be right. */
+/*
+ * Reads and checks the file, at most 1 MiB.  On failure cfg is empty and err says FILE:LINE, the
+ * key, its value and what would be right.  Not checked: whether the files and interfaces that it
+ * names exist.
+ */
 int config_load(struct config *cfg, const char *path, struct error *err);
 void config_free(struct config *cfg);
 
-/* NULL when there is no such VM. */
+/* Is this what a VM may be called?  (See CONFIG_NAME_MAX.) */
+bool config_good_name(const char *name);
+
+/* NULL when there is no such VM.  Valid until config_free(). */
 const struct vm_config *config_vm(const struct config *cfg, const char *name);
 
 /* Splits HOST:PORT ([V6]:PORT too) into two strings for getaddrinfo(3). */

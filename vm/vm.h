@@ -34,6 +34,7 @@ struct vm {
     const struct vm_ops *ops;
     const uint8_t *memory;       /* the guest's pages, mapped for as long as the vm is open */
     uint64_t pages;              /* memory is pages * PAGE_SIZE long */
+    bool attached;               /* open found the guest running, it did not start it */
     char accelerator[16];        /* "kvm", "tcg", "native" */
     char tracker[16];            /* "uffd" or "compare": what finds the dirty pages */
     char profile[VM_PROFILE_MAX + 1];
@@ -45,6 +46,9 @@ struct vm {
  */
 struct vm_ops {
     const char *name;
+
+    /* Is there a guest of this name already, to which open would attach? */
+    bool (*running)(const struct vm_config *cfg);
 
     /*
      * Starts the guest, or attaches to it when it already runs (a restarted daemon finds its guest again).

@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#define XXH_INLINE_ALL
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <xxhash.h>
+
+#include "common/buffer.h"
+#include "common/fault.h"
+#include "common/wire.h"
+#include "compress/pagecodec.h"
+#include "netbuf/port.h"
+#include "receiver.h"
+#include "vm/vm.h"
+
+#define STAGE_KEEP 4096u /* pages of the stage that stay in memory between checkpoints */
+
+struct blobs {
+    uint64_t epoch;
+    struct buffer state, net;
+};
+
+struct receiver {
+    uint8_t *memory;
+    uint64_t pages;
+    struct page_decoder *decoder;
+
+    /* the checkpoint that is coming in */
+    uint64_t epoch;       /* 0: none begun */
+    uint8_t *stage;       /* one block more than stage_max, for the decoder */
+    uint64_t *pfns;
+    uint64_t stage_max, staged;
+    uint64_t digest_pages;
+    XXH3_state_t digest;
+    struct blobs incoming;
+    bool whole, resumed;
+
+    struct blobs applied;
+    uint64_t received;
+};
+
+static size_t stage_octets(const struct receiver *r)
+{
+    return (r->stage_max + PAGE_BLOCK_MAX) * PAGE_SIZE;
+}
+
+static void *reserve(size_t octets)
+{
+    void *p = mmap(NULL, octets, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    return p == MAP_FAILED ? NULL : p;
+}
+
+struct receiver *receiver_new(uint8_t *memory, uint64_t pages, size_t stage_bytes)
+{
+    struct receiver *r = calloc(1, sizeof(*r));
+
+    if (!r)
+        return NULL;
+    r->memory = memory;
+    r->pages = pages;
+    r->stage_max = stage_bytes / PAGE_SIZE < pages ? stage_bytes / PAGE_SIZE : pages;
+    r->decoder = page_decoder_new();
+    r->stage = reserve(stage_octets(r));
+    r->pfns = reserve((r->stage_max + PAGE_BLOCK_MAX) * sizeof(*r->pfns));
+    if (!r->decoder || !r->stage || !r->pfns) {
+        receiver_free(r);
+        errno = ENOMEM;
+        return NULL;
+    }
+    receiver_start(r, false);
+    return r;
+}
+
+void receiver_free(struct receiver *r)
+{
+    if (!r)
+        return;
+    if (r->stage)
+        munmap(r->stage, stage_octets(r));
+    if (r->pfns)
+        munmap(r->pfns, (r->stage_max + PAGE_BLOCK_MAX) * sizeof(*r->pfns));
+    page_decoder_free(r->decoder);
+    buffer_free(&r->incoming.state);
+    buffer_free(&r->incoming.net);
+    buffer_free(&r->applied.state);
+    buffer_free(&r->applied.net);
+    free(r);
+}
+
+static void expect_next(struct receiver *r)
+{
+    r->epoch = 0;
+    r->staged = 0;
+    r->digest_pages = 0;
+    r->whole = false;
+    XXH3_64bits_reset(&r->digest);
+    buffer_clear(&r->incoming.state);
+    buffer_clear(&r->incoming.net);
+}
+
+void receiver_start(struct receiver *r, bool resume)
+{
+    page_decoder_reset(r->decoder);
+    if (!resume)
+        r->applied.epoch = 0;
+    r->resumed = resume;
+    expect_next(r);
+}
+
+/* Every record names its epoch; a checkpoint's records come together, and numbers only go up. */
+static int check_epoch(struct receiver *r, const struct record *rec, struct error *err)
+{
+    if (r->epoch == 0) {
+        if (rec->epoch <= r->applied.epoch)
+            return error_set(err, "%s of checkpoint %" PRIu64 " after checkpoint %" PRIu64,
+                             proto_type_name(rec->type), rec->epoch, r->applied.epoch);
+        r->epoch = rec->epoch;
+        page_decoder_begin(r->decoder);
+    }
+    if (rec->epoch != r->epoch)
+        return error_set(err, "%s of checkpoint %" PRIu64 " inside checkpoint %" PRIu64,
+                         proto_type_name(rec->type), rec->epoch, r->epoch);
+    return 0;
+}
+
+static int take_pages(struct receiver *r, const struct record *rec, struct error *err)
+{
+    bool sync = rec->epoch == 0;
+    uint64_t at = sync ? 0 : r->staged;
+    uint8_t *stage;
+    int n;
+
+    if (sync && (r->epoch || r->applied.epoch || r->resumed))
+        return error_set(err, "pages of no checkpoint after synchronising has ended");
+    if (!sync && check_epoch(r, rec, err) < 0)
+        return -1;
+    if (sync) /* each block is applied at once */
+        page_decoder_begin(r->decoder);
+    stage = r->stage + at * PAGE_SIZE;
+    n = page_decode(r->decoder, rec->body, rec->length, r->pages, r->memory, r->pfns + at, stage,
+                    err);
+    if (n < 0)
+        return error_prefix(err, "checkpoint %" PRIu64, rec->epoch);
+    for (int i = 0; i < n; i++) {
+        uint8_t pfn[8];
+        struct wire_writer w = wire_writer(pfn, sizeof(pfn));
+
+        wire_put_uint(&w, r->pfns[at + (uint64_t)i], 8);
+        XXH3_64bits_update(&r->digest, pfn, sizeof(pfn));
+        XXH3_64bits_update(&r->digest, stage + (size_t)i * PAGE_SIZE, PAGE_SIZE);
+        if (sync)
+            memcpy(r->memory + r->pfns[i] * PAGE_SIZE, stage + (size_t)i * PAGE_SIZE, PAGE_SIZE);
+    }
+    r->digest_pages += (uint64_t)n;
+    r->received += (uint64_t)n;
+    if (sync)
+        return 0;
+    r->staged += (uint64_t)n;
+    if (r->staged > r->stage_max)
+        return error_set(err, "checkpoint %" PRIu64 " has more than the %" PRIu64
+                         " pages that may be staged here", r->epoch, r->stage_max);
+    return 0;
+}
+
+static int take_blob(struct receiver *r, const struct record *rec, struct buffer *into,
+                     size_t max, struct error *err)
+{
+    if (check_epoch(r, rec, err) < 0)
+        return -1;
+    if (rec->length > max - into->len)
+        return error_set(err, "%s of checkpoint %" PRIu64 " is longer than %zu octets",
+                         proto_type_name(rec->type), r->epoch, max);
+    if (buffer_append(into, rec->body, rec->length) < 0)
+        return error_set(err, "no memory for %s", proto_type_name(rec->type));
+    return 0;
+}
+
+static int take_end(struct receiver *r, const struct record *rec, struct error *err)
+{
+    struct proto_end end;
+    uint64_t digest;
+
+    if (check_epoch(r, rec, err) < 0 || proto_get_end(&end, rec->body, rec->length, err) < 0)
+        return -1;
+    if (end.pages != r->digest_pages || end.state_length != r->incoming.state.len ||
+        end.net_length != r->incoming.net.len)
+        return error_set(err, "checkpoint %" PRIu64 " is not whole: %" PRIu64 " of %" PRIu64
+                         " pages, %zu of %u octets of state, %zu of %u of network state",
+                         r->epoch, r->digest_pages, end.pages, r->incoming.state.len,
+                         end.state_length, r->incoming.net.len, end.net_length);
+    XXH3_64bits_update(&r->digest, r->incoming.state.data, r->incoming.state.len);
+    XXH3_64bits_update(&r->digest, r->incoming.net.data, r->incoming.net.len);
+    digest = XXH3_64bits_digest(&r->digest);
+    if (digest != end.digest)
+        return error_set(err, "checkpoint %" PRIu64 ": digest %016" PRIx64 ", should be %016"
+                         PRIx64, r->epoch, digest, end.digest);
+    r->whole = true;
+    return 0;
+}
+
+enum receiver_result receiver_record(struct receiver *r, const struct record *rec,
+                                     struct error *err)
+{
+    int rc;
+
+    switch (rec->type) {
+    case PROTO_PAGES:
+        rc = take_pages(r, rec, err);
+        break;
+    case PROTO_STATE:
+        rc = take_blob(r, rec, &r->incoming.state, VM_STATE_MAX, err);
+        break;
+    case PROTO_NET:
+        rc = take_blob(r, rec, &r->incoming.net, NET_STATE_MAX, err);
+        break;
+    case PROTO_END:
+        rc = take_end(r, rec, err);
+        break;
+    default:
+        rc = error_set(err, "%s record from a primary", proto_type_name(rec->type));
+    }
+    if (rc < 0) {
+        page_decoder_reset(r->decoder);
+        return RECEIVER_ERROR;
+    }
+    return r->whole ? RECEIVER_WHOLE : RECEIVER_MORE;
+}
+
+void receiver_apply(struct receiver *r)
+{
+    struct blobs swap = r->applied;
+
+    if (!r->whole)
+        return;
+    for (uint64_t i = 0; i < r->staged; i++) {
+        memcpy(r->memory + r->pfns[i] * PAGE_SIZE, r->stage + i * PAGE_SIZE, PAGE_SIZE);
+        if (i == r->staged / 2)
+            fault_crash("backup-amid-apply", r->epoch);
+    }
+    r->applied = r->incoming;
+    r->applied.epoch = r->epoch;
+    r->incoming = swap;
+    if (r->staged > STAGE_KEEP)
+        madvise(r->stage + STAGE_KEEP * PAGE_SIZE, stage_octets(r) - STAGE_KEEP * PAGE_SIZE,
+                MADV_DONTNEED);
+    expect_next(r);
+}
+
+uint64_t receiver_staged(const struct receiver *r)
+{
+    return r->whole ? r->epoch : 0;
+}
+
+void receiver_checkpoint(const struct receiver *r, struct receiver_checkpoint *ck)
+{
+    *ck = (struct receiver_checkpoint){
+        .epoch = r->applied.epoch,
+        .state = r->applied.state.data,
+        .net = r->applied.net.data,
+        .state_length = r->applied.state.len,
+        .net_length = r->applied.net.len,
+    };
+}
+
+uint64_t receiver_pages(const struct receiver *r)
+{
+    return r->received;
+}

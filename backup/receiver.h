@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * From records to whole checkpoints on the replica's memory.  Knows no socket and no clock, so that tests and the
+ * fuzzer drive it directly.
+ *
+ *     PAGES (epoch 0)   decoded and written to memory at once: synchronising, there is no replica yet
+ *     PAGES (epoch N)   decoded into the stage
+ *     STATE, NET        appended
+ *     END               lengths, count and digest compared: the checkpoint is whole (R2)
+ *                       -> RECEIVER_WHOLE; the caller acknowledges, then calls receiver_apply (R4)
+ *
+ * After any error nothing of the checkpoint is used and the link must end; memory and state are still those of the
+ * checkpoint before.
+ */
+#ifndef REMUS_RECEIVER_H
+#define REMUS_RECEIVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "common/link.h"
+
+struct receiver;
+
+enum receiver_result { RECEIVER_MORE, RECEIVER_WHOLE, RECEIVER_ERROR };
+
+/* The last whole checkpoint that was applied; state and net belong to the receiver. */
+struct receiver_checkpoint {
+    uint64_t epoch; /* 0: none */
+    const uint8_t *state, *net;
+    size_t state_length, net_length;
+};
+
+/*
+ * memory: the replica's, `pages` long, borrowed.  stage_bytes bounds the pages of one checkpoint
+ * that are held apart (R9); address space is reserved, memory only used as needed.
+ */
+struct receiver *receiver_new(uint8_t *memory, uint64_t pages, size_t stage_bytes);
+void receiver_free(struct receiver *r);
+
+/* A new link.  resume: the applied checkpoint stays, and pages of epoch 0 are refused. */
+void receiver_start(struct receiver *r, bool resume);
+
+/* PAGES, STATE, NET or END. */
+enum receiver_result receiver_record(struct receiver *r, const struct record *rec,
+                                     struct error *err);
+
+/* After RECEIVER_WHOLE: makes the staged checkpoint the replica, in one step. */
+void receiver_apply(struct receiver *r);
+
+/* The number of the staged whole checkpoint. */
+uint64_t receiver_staged(const struct receiver *r);
+
+void receiver_checkpoint(const struct receiver *r, struct receiver_checkpoint *ck);
+
+/* Pages received while synchronising and in all. */
+uint64_t receiver_pages(const struct receiver *r);
+
+#endif

@@ -1,0 +1,749 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/arbiter.h"
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/fault.h"
+#include "common/log.h"
+#include "detector.h"
+#include "netbuf/port.h"
+#include "receiver.h"
+#include "standby.h"
+#include "vm/vm.h"
+
+#define TICK_NS (5 * NS_PER_MS)
+#define HEALTH_NS (100 * NS_PER_MS)
+#define HEARTBEAT_MIN_MS 1u
+#define HEARTBEAT_MAX_MS 10000u
+#define TIMEOUT_MAX_MS 600000u
+
+struct takeover_times {
+    uint64_t suspected, decided, running; /* clock_ns; running 0: none yet */
+    uint64_t last_heard, epoch;
+};
+
+/* What the status shows; a copy is published at each turn of the thread. */
+struct view {
+    enum detector_state state;
+    uint64_t since, heard;
+    char reason[96];
+    char primary[64];
+    uint64_t epoch, checkpoints, bytes, memory_bytes;
+    struct takeover_times takeover;
+    char last_error[512];
+};
+
+struct standby {
+    const struct vm_config *cfg;
+    pthread_t thread;
+
+    /* the thread's own */
+    struct detector detector;
+    struct arbiter arbiter;
+    struct replica *replica;
+    struct receiver *receiver;
+    struct port *port;
+    struct link *link;
+    uint64_t session, bytes_before;
+    bool handover;         /* the primary waits for ACTIVATED */
+    uint64_t next_health;
+    struct view view;
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* CLOCK_MONOTONIC */
+    struct view published;
+    struct link *offered;
+    struct proto_hello offer;
+    bool want_takeover, want_discard, stopping;
+};
+
+static void note(struct standby *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+static void note(struct standby *s, const char *fmt, ...)
+{
+    char text[512];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    if (strcmp(text, s->view.last_error) != 0)
+        log_warning(s->cfg->name, "%s", text);
+    memcpy(s->view.last_error, text, sizeof(text));
+}
+
+/* RUN_DIR/NAME.active exists while the VM runs here: a daemon that starts anew must know (R7). */
+static void active_path(const struct standby *s, char path[PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "%s/%s.active", s->cfg->run_dir, s->cfg->name);
+}
+
+static void mark_active(const struct standby *s, bool active)
+{
+    char path[PATH_MAX];
+    int fd;
+
+    active_path(s, path);
+    if (!active) {
+        unlink(path);
+        return;
+    }
+    fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    if (fd >= 0)
+        close(fd);
+}
+
+static void drop_link(struct standby *s)
+{
+    if (!s->link)
+        return;
+    s->bytes_before += link_bytes_received(s->link);
+    link_free(s->link);
+    s->link = NULL;
+}
+
+static void drop_replica(struct standby *s)
+{
+    receiver_free(s->receiver);
+    s->receiver = NULL;
+    if (s->replica)
+        s->replica->ops->close(s->replica);
+    s->replica = NULL;
+    if (s->port)
+        s->port->ops->close(s->port);
+    s->port = NULL;
+    s->session = 0;
+}
+
+/* The checkpoint that could be activated; epoch 0 for none. */
+static struct receiver_checkpoint held_checkpoint(const struct standby *s)
+{
+    struct receiver_checkpoint ck = {0};
+
+    if (s->receiver)
+        receiver_checkpoint(s->receiver, &ck);
+    return ck;
+}
+
+/* --- a primary arrives --- */
+
+static int check_hello(struct standby *s, const struct proto_hello *hello, struct error *err)
+{
+    if (hello->required) {
+        error_set(err, "the primary requires features %#" PRIx64 " that this backup has not",
+                  hello->required);
+        return REFUSE_FEATURE;
+    }
+    if (hello->page_size != PAGE_SIZE || hello->pages == 0 ||
+        hello->pages > UINT64_MAX / 2 / PAGE_SIZE || hello->session == 0 ||
+        hello->heartbeat_ms < HEARTBEAT_MIN_MS || hello->heartbeat_ms > HEARTBEAT_MAX_MS ||
+        hello->timeout_ms <= hello->heartbeat_ms || hello->timeout_ms > TIMEOUT_MAX_MS) {
+        error_set(err, "HELLO with pages %" PRIu64 " of %u octets, session %" PRIx64
+                  ", heartbeat %u, timeout %u makes no sense", hello->pages, hello->page_size,
+                  hello->session, hello->heartbeat_ms, hello->timeout_ms);
+        return REFUSE_PROTOCOL;
+    }
+    if (strcmp(hello->platform, s->cfg->platform) != 0 ||
+        hello->pages * PAGE_SIZE != s->cfg->memory_bytes) {
+        error_set(err, "%s: the primary has platform %s and %" PRIu64 " MiB, the backup's section "
+                  "says %s and %" PRIu64 " MiB: make them equal", s->cfg->name, hello->platform,
+                  hello->pages * PAGE_SIZE >> 20, s->cfg->platform, s->cfg->memory_bytes >> 20);
+        return REFUSE_PROFILE;
+    }
+    return 0;
+}
+
+/* Who may protect this VM here, and start its guest there (R7). */
+static int check_state(struct standby *s, const struct proto_hello *hello, struct error *err)
+{
+    switch (s->detector.state) {
+    case DT_TAKING_OVER:
+    case DT_ACTIVE:
+        error_set(err, "%s runs on this backup since checkpoint %" PRIu64, s->cfg->name,
+                  s->view.takeover.epoch);
+        return REFUSE_ACTIVE;
+    case DT_SUSPECT:
+    case DT_ASKING:
+        if (hello->session == s->session)
+            return 0;
+        error_set(err, "%s: checkpoint %" PRIu64 " of a guest that vanished waits here: remusctl "
+                  "takeover runs it, remusctl discard on the backup throws it away",
+                  s->cfg->name, held_checkpoint(s).epoch);
+        return REFUSE_BUSY;
+    default:
+        if (!s->link || hello->session == s->session)
+            return 0;
+        error_set(err, "%s is protected here by the primary at %s", s->cfg->name,
+                  link_peer(s->link));
+        return REFUSE_BUSY;
+    }
+}
+
+static int open_port(struct standby *s, struct error *err)
+{
+    char guest[108], port[108];
+    struct frames_port_config cfg = {
+        .guest_path = guest,
+        .port_path = port,
+        .tap = s->cfg->tap,
+        .mac = s->cfg->mac,
+        .queue_bytes = s->cfg->net_queue_bytes,
+    };
+
+    if (!s->cfg->tap[0])
+        return (s->port = null_port_new()) ? 0 : error_set(err, "no memory");
+    if (vm_net_paths(s->cfg, guest, port) < 0)
+        return error_set(err, "run-dir '%s' is too long for a socket's name", s->cfg->run_dir);
+    return frames_port_open(&s->port, &cfg, err);
+}
+
+static int open_replica(struct standby *s, const struct proto_hello *hello, struct error *err)
+{
+    const struct replica_ops *ops = replica_platform(hello->platform);
+
+    if (!ops)
+        return error_set(err, "this build has no platform '%s'", hello->platform);
+    if (open_port(s, err) < 0 ||
+        ops->open(&s->replica, s->cfg, hello->pages, hello->profile, err) < 0)
+        return -1;
+    s->receiver = receiver_new(s->replica->memory, s->replica->pages, s->cfg->memory_bytes);
+    return s->receiver ? 0 : error_set(err, "no memory for the stage");
+}
+
+/* Prepares for the link in s->link and welcomes it.  0, or a refusal. */
+static int welcome(struct standby *s, const struct proto_hello *hello, struct error *err)
+{
+    bool resume = hello->session == s->session && held_checkpoint(s).epoch &&
+                  !(hello->flags & HELLO_RESYNC);
+    struct proto_welcome w = {.version = (uint16_t)proto_choose_version(hello, err)};
+    uint8_t body[PROTO_SMALL_MAX];
+    struct iovec iov = {.iov_base = body};
+
+    /* Preparing the replica may take seconds; the primary sees that we live. */
+    if (link_start_heartbeats(s->link, hello->heartbeat_ms * NS_PER_MS) < 0)
+        return error_set(err, "cannot start a thread"), REFUSE_RESOURCES;
+    if (!resume) {
+        drop_replica(s);
+        if (open_replica(s, hello, err) < 0) {
+            drop_replica(s);
+            return REFUSE_RESOURCES;
+        }
+        s->session = hello->session;
+    }
+    receiver_start(s->receiver, resume);
+    w.committed = held_checkpoint(s).epoch;
+    iov.iov_len = proto_put_welcome(body, &w);
+    if (link_send(s->link, PROTO_WELCOME, 0, &iov, 1) < 0)
+        return error_set(err, "the primary went away"), REFUSE_PROTOCOL;
+    detector_connected(&s->detector, resume, hello->timeout_ms * NS_PER_MS, clock_ns());
+    log_info(s->cfg->name, "primary %s connected, %s", link_peer(s->link),
+             resume ? "going on from the checkpoint held" : "synchronising");
+    return 0;
+}
+
+static void refuse(struct link *link, int code, const struct error *err)
+{
+    link_send_notice(link, PROTO_REFUSE, (unsigned)code, err->text);
+    link_free(link);
+}
+
+static void answer_query(struct link *link)
+{
+    struct proto_welcome w = {.version = PROTO_VERSION_MAX};
+    uint8_t body[PROTO_SMALL_MAX];
+    struct iovec iov = {body, proto_put_welcome(body, &w)};
+
+    link_send(link, PROTO_WELCOME, 0, &iov, 1);
+    link_free(link);
+}
+
+static void take_offer(struct standby *s)
+{
+    struct proto_hello hello;
+    struct link *link;
+    struct error err;
+    int refusal;
+
+    pthread_mutex_lock(&s->lock);
+    link = s->offered;
+    hello = s->offer;
+    s->offered = NULL;
+    pthread_mutex_unlock(&s->lock);
+    if (!link)
+        return;
+    refusal = check_state(s, &hello, &err);
+    if (!refusal && hello.flags & HELLO_QUERY) {
+        answer_query(link);
+        return;
+    }
+    if (!refusal)
+        refusal = check_hello(s, &hello, &err);
+    if (refusal) {
+        log_warning(s->cfg->name, "refused primary %s: %s", link_peer(link), err.text);
+        refuse(link, refusal, &err);
+        return;
+    }
+    drop_link(s); /* the same primary, back on a new connection */
+    s->link = link;
+    snprintf(s->view.primary, sizeof(s->view.primary), "%s", link_peer(link));
+    refusal = welcome(s, &hello, &err);
+    if (refusal) {
+        note(s, "refused primary %s: %s", link_peer(link), err.text);
+        s->link = NULL;
+        refuse(link, refusal, &err);
+        detector_goodbye(&s->detector, clock_ns());
+    }
+}
+
+/* --- records --- */
+
+static void whole_checkpoint(struct standby *s)
+{
+    uint64_t epoch = receiver_staged(s->receiver);
+
+    fault_crash("backup-before-ack", epoch);
+    if (!fault_hit("ack-held-back", epoch))
+        link_send_empty(s->link, PROTO_ACK, epoch); /* a broken link shows in recv */
+    fault_crash("backup-before-apply", epoch);
+    receiver_apply(s->receiver);
+    fault_crash("backup-after-apply", epoch);
+    s->view.checkpoints++;
+    detector_committed(&s->detector, clock_ns());
+}
+
+static int handle(struct standby *s, const struct record *rec, struct error *err)
+{
+    struct proto_notice notice;
+
+    switch (rec->type) {
+    case PROTO_HEARTBEAT:
+        return 0;
+    case PROTO_GOODBYE:
+        if (proto_get_notice(&notice, rec->body, rec->length, err) < 0)
+            return -1;
+        log_info(s->cfg->name, "the primary says goodbye: %s", notice.text);
+        link_send_notice(s->link, PROTO_GOODBYE, 0, "goodbye");
+        detector_goodbye(&s->detector, clock_ns());
+        drop_link(s);
+        drop_replica(s);
+        return 0;
+    case PROTO_HANDOVER:
+        if (rec->epoch == 0 || rec->epoch != held_checkpoint(s).epoch)
+            return error_set(err, "handover of checkpoint %" PRIu64 ", but %" PRIu64 " is held",
+                             rec->epoch, held_checkpoint(s).epoch);
+        s->handover = true;
+        detector_handover(&s->detector, clock_ns());
+        return 0;
+    default:
+        switch (receiver_record(s->receiver, rec, err)) {
+        case RECEIVER_WHOLE:
+            whole_checkpoint(s);
+            return 0;
+        case RECEIVER_MORE:
+            return 0;
+        default:
+            return -1;
+        }
+    }
+}
+
+/* The link is of no use any more; whoever it was did not say goodbye. */
+static void link_broken(struct standby *s, const char *why)
+{
+    note(s, "primary %s: %s", link_peer(s->link), why);
+    drop_link(s);
+    detector_closed(&s->detector, why, clock_ns());
+    if (s->detector.state == DT_WAITING)
+        drop_replica(s);
+}
+
+static void receive(struct standby *s)
+{
+    struct record rec;
+    struct error err;
+    enum link_result r = link_recv(s->link, &rec, clock_ns() + TICK_NS, &err);
+
+    detector_heard(&s->detector, link_last_heard(s->link), clock_ns());
+    if (r == LINK_RECORD && handle(s, &rec, &err) < 0) {
+        link_send_notice(s->link, PROTO_REFUSE, REFUSE_PROTOCOL, err.text);
+        link_broken(s, err.text);
+    } else if (r == LINK_CORRUPT) {
+        link_send_notice(s->link, PROTO_REFUSE, REFUSE_CORRUPT, err.text);
+        link_broken(s, err.text);
+    } else if (r == LINK_CLOSED) {
+        link_broken(s, "closed the connection without a goodbye");
+    }
+}
+
+/* --- takeover --- */
+
+static void announce(struct standby *s, const struct receiver_checkpoint *ck)
+{
+    struct error err;
+
+    if (s->port->ops->activate(s->port, ck->net, ck->net_length, &err) < 0)
+        note(s, "takeover: the network was not told: %s", err.text);
+}
+
+static void take_over(struct standby *s)
+{
+    struct receiver_checkpoint ck = held_checkpoint(s);
+    struct takeover_times *t = &s->view.takeover;
+    struct error err;
+    bool ok;
+
+    *t = (struct takeover_times){
+        .suspected = s->detector.suspected,
+        .last_heard = s->detector.heard,
+        .decided = clock_ns(),
+        .epoch = ck.epoch,
+    };
+    fault_crash("backup-before-activate", ck.epoch);
+    mark_active(s, true); /* before it can run: whoever comes after a crash must not welcome a primary */
+    ok = s->replica->ops->activate(s->replica, ck.state, ck.state_length, &err) == 0;
+    detector_activated(&s->detector, ok, clock_ns());
+    if (!ok) {
+        note(s, "takeover of checkpoint %" PRIu64 " failed: %s", ck.epoch, err.text);
+        if (s->link)
+            link_send_notice(s->link, PROTO_REFUSE, REFUSE_RESOURCES, err.text);
+        drop_link(s);
+        drop_replica(s);
+        mark_active(s, false);
+        return;
+    }
+    t->running = clock_ns();
+    announce(s, &ck);
+    if (s->link)
+        link_send_empty(s->link, PROTO_ACTIVATED, ck.epoch); /* should it live, it must stop */
+    log_warning(s->cfg->name,
+                "TAKEOVER: runs here from checkpoint %" PRIu64 " (primary %s); %" PRIu64
+                " ms after the last sign of life, %" PRIu64 " us to activate",
+                ck.epoch, s->detector.reason, (t->running - t->last_heard) / NS_PER_MS,
+                (t->running - t->decided) / 1000);
+}
+
+static void ask_arbiter(struct standby *s)
+{
+    struct error err;
+
+    log_warning(s->cfg->name, "primary %s: asking the arbiter", s->detector.reason);
+    if (arbiter_ask(&s->arbiter, s->cfg->arbiter, s->cfg->name, "backup",
+                    held_checkpoint(s).epoch, s->cfg->arbiter_timeout_ms * NS_PER_MS, &err) < 0) {
+        note(s, "%s", err.text);
+        detector_arbiter(&s->detector, false, clock_ns());
+    }
+}
+
+static void poll_arbiter(struct standby *s)
+{
+    struct error err;
+    enum arbiter_answer answer = arbiter_poll(&s->arbiter, clock_ns(), &err);
+
+    if (answer == ARBITER_DENIED)
+        note(s, "no takeover: %s", err.text);
+    if (answer != ARBITER_PENDING)
+        detector_arbiter(&s->detector, answer == ARBITER_GRANTED, clock_ns());
+}
+
+static void act(struct standby *s)
+{
+    enum detector_action action;
+
+    if (s->arbiter.pid)
+        poll_arbiter(s);
+    while ((action = detector_run(&s->detector, clock_ns())) != DT_NOTHING)
+        switch (action) {
+        case DT_ASK:
+            ask_arbiter(s);
+            break;
+        case DT_CANCEL:
+            arbiter_cancel(&s->arbiter);
+            break;
+        case DT_ACTIVATE:
+            take_over(s);
+            break;
+        case DT_NOTHING:
+            break;
+        }
+}
+
+/* --- the thread --- */
+
+static void take_wishes(struct standby *s)
+{
+    struct error err;
+    bool takeover, discard;
+
+    pthread_mutex_lock(&s->lock);
+    takeover = s->want_takeover;
+    discard = s->want_discard;
+    s->want_takeover = s->want_discard = false;
+    pthread_mutex_unlock(&s->lock);
+    if (takeover && detector_operator(&s->detector, clock_ns(), &err) < 0)
+        note(s, "takeover refused: %s", err.text);
+    if (discard && s->detector.state == DT_SUSPECT) {
+        log_warning(s->cfg->name, "replica thrown away by the operator");
+        drop_link(s);
+        drop_replica(s);
+        detector_goodbye(&s->detector, clock_ns());
+    }
+}
+
+static void publish(struct standby *s)
+{
+    struct view *v = &s->view;
+
+    v->state = s->detector.state;
+    v->since = s->detector.since;
+    v->heard = s->detector.heard;
+    memcpy(v->reason, s->detector.reason, sizeof(v->reason));
+    if (s->receiver)
+        v->epoch = held_checkpoint(s).epoch;
+    v->bytes = s->bytes_before + (s->link ? link_bytes_received(s->link) : 0);
+    v->memory_bytes = s->replica ? s->replica->pages * PAGE_SIZE : 0;
+    SCOPED_LOCK(&s->lock);
+    s->published = *v;
+}
+
+static void check_health(struct standby *s)
+{
+    static const char *const words[] = {
+        [VM_SHUT_DOWN] = "the guest shut down", [VM_DIED] = "the guest's process died"};
+    enum vm_health health;
+    uint64_t now = clock_ns();
+
+    if (s->detector.state != DT_ACTIVE || !s->replica || now < s->next_health)
+        return;
+    s->next_health = now + HEALTH_NS;
+    health = s->replica->ops->health(s->replica);
+    if (health == VM_ALIVE)
+        return;
+    note(s, "%s on this host", words[health]);
+    drop_link(s);
+    drop_replica(s);
+    mark_active(s, false);
+    detector_init(&s->detector, s->detector.has_arbiter, s->detector.automatic, now);
+}
+
+/* A daemon before this one activated the VM: it runs, and its packets need a way out. */
+static void find_active(struct standby *s)
+{
+    char path[PATH_MAX];
+    struct error err;
+
+    active_path(s, path);
+    if (access(path, F_OK) < 0)
+        return;
+    s->detector.state = DT_ACTIVE;
+    if (open_port(s, &err) < 0)
+        note(s, "active, but without network: %s", err.text);
+    else
+        s->port->ops->pass(s->port);
+}
+
+static void wait_a_little(struct standby *s)
+{
+    uint64_t when = clock_ns() + TICK_NS;
+    struct timespec ts = {(time_t)(when / NS_PER_S), (long)(when % NS_PER_S)};
+    SCOPED_LOCK(&s->lock);
+
+    if (!s->offered && !s->stopping && !s->want_takeover)
+        pthread_cond_timedwait(&s->changed, &s->lock, &ts);
+}
+
+static bool must_stop(struct standby *s)
+{
+    SCOPED_LOCK(&s->lock);
+
+    return s->stopping;
+}
+
+static void *run(void *arg)
+{
+    struct standby *s = arg;
+
+    find_active(s);
+    while (!must_stop(s)) {
+        take_offer(s);
+        take_wishes(s);
+        if (s->link)
+            receive(s);
+        else
+            wait_a_little(s);
+        act(s);
+        check_health(s);
+        publish(s);
+    }
+    arbiter_cancel(&s->arbiter);
+    if (s->link)
+        link_send_notice(s->link, PROTO_GOODBYE, 0, "remus-backupd stops");
+    drop_link(s);
+    drop_replica(s);
+    return NULL;
+}
+
+/* --- from other threads --- */
+
+struct standby *standby_start(const struct vm_config *cfg, struct error *err)
+{
+    struct standby *s = calloc(1, sizeof(*s));
+    pthread_condattr_t attr;
+    int rc;
+
+    if (!s) {
+        error_set(err, "no memory");
+        return NULL;
+    }
+    s->cfg = cfg;
+    pthread_mutex_init(&s->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&s->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    detector_init(&s->detector, cfg->arbiter[0] != '\0', cfg->takeover == TAKEOVER_AUTOMATIC,
+                  clock_ns());
+    publish(s);
+    rc = pthread_create(&s->thread, NULL, run, s);
+    if (rc) {
+        error_set(err, "%s: cannot start a thread: %s", cfg->name, strerror(rc));
+        free(s);
+        return NULL;
+    }
+    return s;
+}
+
+const char *standby_vm(const struct standby *s)
+{
+    return s->cfg->name;
+}
+
+void standby_offer(struct standby *s, struct link *link, const struct proto_hello *hello)
+{
+    struct error err;
+
+    pthread_mutex_lock(&s->lock);
+    if (!s->offered && !s->stopping) {
+        s->offered = link;
+        s->offer = *hello;
+        link = NULL;
+        pthread_cond_signal(&s->changed);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (link) {
+        error_set(&err, "%s: another primary is just being answered: try again", s->cfg->name);
+        refuse(link, REFUSE_LATER, &err);
+    }
+}
+
+int standby_takeover(struct standby *s, struct error *err)
+{
+    struct detector copy;
+    SCOPED_LOCK(&s->lock);
+
+    /* The same question to a copy, so that the operator hears a refusal at once. */
+    detector_init(&copy, s->cfg->arbiter[0] != '\0', false, clock_ns());
+    copy.state = s->published.state;
+    copy.heard = s->published.heard;
+    if (detector_operator(&copy, clock_ns(), err) < 0)
+        return -1;
+    s->want_takeover = true;
+    pthread_cond_signal(&s->changed);
+    return 0;
+}
+
+int standby_discard(struct standby *s, struct error *err)
+{
+    SCOPED_LOCK(&s->lock);
+
+    if (s->published.state != DT_SUSPECT)
+        return error_set(err, "%s is %s: only the replica of a vanished primary can be thrown away",
+                         s->cfg->name, detector_name(s->published.state));
+    s->want_discard = true;
+    pthread_cond_signal(&s->changed);
+    return 0;
+}
+
+static json_t *ms(uint64_t ns)
+{
+    return json_real((double)(ns / 1000) / 1000);
+}
+
+static json_t *takeover_status(const struct view *v)
+{
+    const struct takeover_times *t = &v->takeover;
+
+    if (!t->running)
+        return json_null();
+    return json_pack("{s:s, s:o, s:o, s:o, s:I}", "reason", v->reason, "detected_ms",
+                     ms(t->suspected - t->last_heard), "activate_ms", ms(t->running - t->decided),
+                     "total_ms", ms(t->running - t->suspected), "epoch", (json_int_t)t->epoch);
+}
+
+static const char *advice(const struct standby *s, const struct view *v)
+{
+    switch (v->state) {
+    case DT_SUSPECT:
+        if (s->cfg->arbiter[0])
+            return "the primary is lost and the arbiter has not granted a takeover; it is asked again";
+        return "the primary is lost. Make certain that the guest does not run there (power it off), then: "
+               "remusctl takeover";
+    case DT_FAILED:
+        return "the replica could not be activated and is gone; start the VM from its own means";
+    case DT_WAITING:
+        return "waits for a primary: remusctl protect there";
+    default:
+        return NULL;
+    }
+}
+
+json_t *standby_status(struct standby *s)
+{
+    uint64_t now = clock_ns();
+    const char *todo;
+    struct view v;
+    json_t *o;
+
+    pthread_mutex_lock(&s->lock);
+    v = s->published;
+    pthread_mutex_unlock(&s->lock);
+    todo = advice(s, &v);
+    o = json_pack("{s:s, s:s, s:s, s:f, s:s, s:s, s:I, s:I, s:I, s:I, s:s}", "vm", s->cfg->name,
+                  "role", "backup", "state", detector_name(v.state), "since_s",
+                  (double)(now - v.since) / 1e9, "primary", v.primary, "platform",
+                  s->cfg->platform, "epoch", (json_int_t)v.epoch, "checkpoints",
+                  (json_int_t)v.checkpoints, "bytes_received", (json_int_t)v.bytes, "memory_bytes",
+                  (json_int_t)v.memory_bytes, "takeover_policy",
+                  s->cfg->takeover == TAKEOVER_AUTOMATIC ? "automatic" : "manual");
+    json_object_set_new(o, "last_heard_ms", v.heard ? ms(now - v.heard) : json_null());
+    json_object_set_new(o, "takeover", takeover_status(&v));
+    json_object_set_new(o, "arbiter",
+                        s->cfg->arbiter[0] ? json_sprintf("exec %s", s->cfg->arbiter)
+                                           : json_string("none"));
+    json_object_set_new(o, "last_error",
+                        v.last_error[0] ? json_string(v.last_error) : json_null());
+    json_object_set_new(o, "advice", todo ? json_string(todo) : json_null());
+    return o;
+}
+
+void standby_stop(struct standby *s)
+{
+    if (!s)
+        return;
+    pthread_mutex_lock(&s->lock);
+    s->stopping = true;
+    pthread_cond_signal(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+    pthread_join(s->thread, NULL);
+    if (s->offered)
+        link_free(s->offered);
+    free(s);
+}

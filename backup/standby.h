@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * One VM that this host is the backup for: its replica, the link to its primary, the detector, and the thread
+ * that owns them all.  All functions may be called from any thread.
+ */
+#ifndef REMUS_STANDBY_H
+#define REMUS_STANDBY_H
+
+#include <jansson.h>
+
+#include "common/config.h"
+#include "common/error.h"
+#include "common/link.h"
+
+struct standby;
+
+/* cfg must outlive it. */
+struct standby *standby_start(const struct vm_config *cfg, struct error *err);
+
+const char *standby_vm(const struct standby *s);
+
+/* A primary has said HELLO on this link.  Owns the link from here on; answers WELCOME or REFUSE itself. */
+void standby_offer(struct standby *s, struct link *link, const struct proto_hello *hello);
+
+/* The operator's word: take over, or throw the replica away.  Takes effect soon. */
+int standby_takeover(struct standby *s, struct error *err);
+int standby_discard(struct standby *s, struct error *err);
+
+/* The object that remusctl(8) documents under "status". */
+json_t *standby_status(struct standby *s);
+
+/* Says goodbye to the primary, discards the replica (an active VM goes on), ends the thread. */
+void standby_stop(struct standby *s);
+
+#endif

@@ -1,0 +1,628 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <arpa/inet.h>
+#include <confuse.h>
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cleanup.h"
+#include "config.h"
+#include "log.h"
+
+#define FILE_MAX (1u << 20)
+#define RUN_DIR_MAX 80  /* leaves room for NAME.net in a sun_path of 108 octets */
+#define UNIX_PATH_MAX 107
+#define MIB (UINT64_C(1) << 20)
+
+/*
+ * For libconfuse the end of the file also ends a section: this key behind the text tells whether
+ * it did.
+ */
+#define END_KEY "end-of-file"
+
+_Static_assert(sizeof(size_t) == 8, "guests are mapped whole: 64-bit hosts only");
+
+/*
+ * One key.  Every value reaches us as text, so that all errors read alike; set() converts it into
+ * the field at `offset`, or returns -1 when the text is not what `want` says.
+ */
+struct key {
+    const char *name;
+    int (*set)(const struct key *key, void *field, const char *value);
+    size_t offset;
+    const char *def;
+    const char *want;        /* for the error; numbers: the unit */
+    uint64_t min, max;       /* numbers */
+    const char *const *words;/* choices, NULL-terminated */
+};
+
+static int take_string(void *field, const char *value)
+{
+    char **s = field, *copy = strdup(value);
+
+    if (!copy)
+        return -1;
+    free(*s);
+    *s = copy;
+    return 0;
+}
+
+static int set_text(const struct key *key, void *field, const char *value)
+{
+    (void)key;
+    return take_string(field, value);
+}
+
+static int read_number(const struct key *key, const char *value, uint64_t *n)
+{
+    char *end;
+
+    if (!isdigit((unsigned char)*value))
+        return -1;
+    errno = 0;
+    *n = strtoull(value, &end, 10);
+    return errno || *end || *n < key->min || *n > key->max ? -1 : 0;
+}
+
+static int set_number(const struct key *key, void *field, const char *value)
+{
+    uint64_t n;
+
+    if (read_number(key, value, &n) < 0)
+        return -1;
+    *(unsigned *)field = (unsigned)n;
+    return 0;
+}
+
+static int set_mib(const struct key *key, void *field, const char *value)
+{
+    uint64_t n;
+
+    if (read_number(key, value, &n) < 0)
+        return -1;
+    n *= MIB;
+    memcpy(field, &n, sizeof(n));
+    return 0;
+}
+
+static int set_bool(const struct key *key, void *field, const char *value)
+{
+    (void)key;
+    if (strcmp(value, "yes") != 0 && strcmp(value, "no") != 0)
+        return -1;
+    *(bool *)field = *value == 'y';
+    return 0;
+}
+
+/* A word to its place in the list: an enum in the same order. */
+static int set_enum(const struct key *key, void *field, const char *value)
+{
+    for (int i = 0; key->words[i]; i++)
+        if (strcmp(value, key->words[i]) == 0) {
+            *(int *)field = i;
+            return 0;
+        }
+    return -1;
+}
+
+static int set_word(const struct key *key, void *field, const char *value)
+{
+    int unused;
+
+    return set_enum(key, &unused, value) < 0 ? -1 : take_string(field, value);
+}
+
+static int set_run_dir(const struct key *key, void *field, const char *value)
+{
+    (void)key;
+    return value[0] != '/' || strlen(value) > RUN_DIR_MAX || strchr(value, ',') ? -1 : take_string(field, value);
+}
+
+static int set_address(const struct key *key, void *field, const char *value)
+{
+    char host[256], port[16];
+
+    (void)key;
+    if (config_split_address(value, host, port, NULL) < 0)
+        return -1;
+    return take_string(field, value);
+}
+
+static int set_arbiter(const struct key *key, void *field, const char *value)
+{
+    (void)key;
+    if (strcmp(value, "none") == 0)
+        return take_string(field, "");
+    if (strncmp(value, "exec ", 5) != 0)
+        return -1;
+    value += 5 + strspn(value + 5, " ");
+    return *value == '/' ? take_string(field, value) : -1;
+}
+
+/* An interface name as Linux takes it (dev_valid_name), or unix:PATH. */
+static int set_tap(const struct key *key, void *field, const char *value)
+{
+    (void)key;
+    if (strncmp(value, "unix:", 5) == 0) {
+        if (value[5] != '/' || strlen(value + 5) > UNIX_PATH_MAX)
+            return -1;
+    } else if (!*value || strlen(value) > CONFIG_TAPLEN_MAX || strpbrk(value, "/: ") ||
+               strcmp(value, ".") == 0 || strcmp(value, "..") == 0) {
+        return -1;
+    }
+    return take_string(field, value);
+}
+
+static int set_mac(const struct key *key, void *field, const char *value)
+{
+    unsigned first, zero = 0;
+
+    (void)key;
+    if (strlen(value) != 17)
+        return -1;
+    for (int i = 0; i < 17; i++) {
+        if (i % 3 == 2 ? value[i] != ':' : !isxdigit((unsigned char)value[i]))
+            return -1;
+        zero += i % 3 != 2 && value[i] == '0';
+    }
+    first = (unsigned)strtoul(value, NULL, 16);
+    return first & 1 || zero == 12 ? -1 : take_string(field, value);
+}
+
+#define TOP(field) offsetof(struct config, field)
+#define VM(field) offsetof(struct vm_config, field)
+#define WORDS(...) .words = (const char *const[]){__VA_ARGS__, NULL}
+#define ADDRESS_WANT "HOST:PORT or [IPV6]:PORT, PORT from 1 to 65535"
+
+_Static_assert(sizeof(enum degrade_policy) == sizeof(int), "set_enum writes an int");
+
+static const struct key top_keys[] = {
+    {"run-dir", set_run_dir, TOP(run_dir), "/run/remus", "an absolute path of at most 80 octets, without a comma",
+     0, 0, NULL},
+    {"listen", set_address, TOP(listen), "0.0.0.0:7910", ADDRESS_WANT, 0, 0, NULL},
+    {"log-level", set_enum, TOP(log_level), "info", "error, warning, info or debug", 0, 0,
+     WORDS("error", "warning", "info", "debug")},
+};
+
+static const struct key vm_keys[] = {
+    {"backup", set_address, VM(backup), NULL, ADDRESS_WANT, 0, 0, NULL},
+    {"protect", set_bool, VM(protect), "no", "yes or no", 0, 0, NULL},
+    {"interval", set_number, VM(interval_ms), "25", "ms", CONFIG_INTERVAL_MIN,
+     CONFIG_INTERVAL_MAX, NULL},
+    {"heartbeat", set_number, VM(heartbeat_ms), "20", "ms", 1, 10000, NULL},
+    {"timeout", set_number, VM(timeout_ms), "200", "ms", 10, 600000, NULL},
+    {"degrade", set_enum, VM(degrade), "hold", "hold, release or stop", 0, 0,
+     WORDS("hold", "release", "stop")},
+    {"degrade-after", set_number, VM(degrade_after_ms), "2000", "ms", 0, 3600000, NULL},
+    {"arbiter", set_arbiter, VM(arbiter), NULL, "none, or exec /PATH/TO/COMMAND ARGUMENTS", 0, 0,
+     NULL},
+    {"arbiter-timeout", set_number, VM(arbiter_timeout_ms), "5000", "ms", 100, 600000, NULL},
+    {"takeover", set_enum, VM(takeover), "manual", "manual or automatic", 0, 0,
+     WORDS("manual", "automatic")},
+    {"staging", set_mib, VM(staging_bytes), "64", "MiB", 4, 65536, NULL},
+    {"net-queue", set_mib, VM(net_queue_bytes), "32", "MiB", 1, 4096, NULL},
+    {"platform", set_word, VM(platform), "qemu", "qemu or fake", 0, 0, WORDS("qemu", "fake")},
+    {"memory", set_mib, VM(memory_bytes), "128", "MiB", 16, 4194304, NULL},
+    {"cpus", set_number, VM(cpus), "1", "processors", 1, 255, NULL},
+    {"tracker", set_word, VM(tracker), "auto", "auto, uffd or compare", 0, 0,
+     WORDS("auto", "uffd", "compare")},
+    {"tap", set_tap, VM(tap), NULL, "an interface name of at most 15 octets, or unix:/PATH", 0, 0,
+     NULL},
+    {"mac", set_mac, VM(mac), NULL, "six octets as in 52:54:00:12:34:56, no multicast address", 0,
+     0, NULL},
+    {"qemu", set_text, VM(qemu), "qemu-system-x86_64", "", 0, 0, NULL},
+    {"accelerator", set_word, VM(accelerator), "auto", "auto, kvm or tcg", 0, 0,
+     WORDS("auto", "kvm", "tcg")},
+    {"kernel", set_text, VM(kernel), NULL, "", 0, 0, NULL},
+    {"initrd", set_text, VM(initrd), NULL, "", 0, 0, NULL},
+    {"append", set_text, VM(append), NULL, "", 0, 0, NULL},
+    {"machine-state", set_word, VM(machine_state), "devices", "devices or full", 0, 0,
+     WORDS("devices", "full")},
+    {"fake-rate", set_number, VM(fake_rate), "5000", "pages a second", 0, 100000000, NULL},
+    {"fake-pattern", set_word, VM(fake_pattern), "random", "random, sequential or hot", 0, 0,
+     WORDS("random", "sequential", "hot")},
+    {"fake-frames", set_number, VM(fake_frames), "100", "frames a second", 0, 1000000, NULL},
+};
+
+#define COUNT(array) (sizeof(array) / sizeof(*(array)))
+
+/* What libconfuse's callbacks work on while config_load() runs: they have no argument of ours. */
+struct parse {
+    struct config *cfg;
+    const char *path;
+    struct error *err;
+    bool failed;             /* err is set: the first error is the one to report */
+    bool ended;              /* END_KEY was seen at the top level */
+    const cfg_t *section;    /* the vm section being read; cfg->vms[vm_count - 1] */
+    int top_line[COUNT(top_keys)], vm_line[COUNT(vm_keys)]; /* where it was set; 0 = not */
+    int args_line;
+};
+
+static _Thread_local struct parse *parse;
+
+/* line 0: the place is the file.  vm: NULL at the top level. */
+__attribute__((format(printf, 3, 4))) static int fail(int line, const struct vm_config *vm,
+                                                      const char *fmt, ...)
+{
+    char text[400];
+    va_list ap;
+
+    if (parse->failed)
+        return -1;
+    parse->failed = true;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    return line ? error_set(parse->err, "%s:%d: %s%s%s%s", parse->path, line, vm ? "vm " : "",
+                            vm ? vm->name : "", vm ? ": " : "", text)
+                : error_set(parse->err, "%s: %s", parse->path, text);
+}
+
+static void on_syntax_error(cfg_t *section, const char *fmt, va_list ap)
+{
+    static const char *const hints[][2] = {
+        {"no such option", "remusd.conf(5) lists the keys"},
+        {"found duplicate title", "each VM needs a name of its own"},
+    };
+    char text[300];
+
+    vsnprintf(text, sizeof(text), fmt, ap);
+    if (strcmp(text, "no such option '" END_KEY "'") == 0) {
+        fail(section->line, NULL, "vm %.80s: the section is not closed, its '}' is missing",
+             cfg_title(section));
+        return;
+    }
+    for (size_t i = 0; i < COUNT(hints); i++)
+        if (strncmp(text, hints[i][0], strlen(hints[i][0])) == 0) {
+            fail(section->line, NULL, "%s; %s", text, hints[i][1]);
+            return;
+        }
+    fail(section->line, NULL, "%s", text);
+}
+
+static bool has_control_character(const char *s)
+{
+    for (; *s; s++)
+        if (iscntrl((unsigned char)*s))
+            return true;
+    return false;
+}
+
+static int set_key(const struct key *key, void *base, const struct vm_config *vm, int *set_at,
+                   int line, const char *value)
+{
+    if (*set_at)
+        return fail(line, vm, "%s is already set in line %d; remove one", key->name, *set_at);
+    *set_at = line;
+    if (has_control_character(value))
+        return fail(line, vm, "%s: has a control character; is a quote missing?",
+                    key->name);
+    if (key->set(key, (char *)base + key->offset, value) == 0)
+        return 0;
+    if (key->max)
+        return fail(line, vm, "%s = \"%.80s\": want a number of %s from %" PRIu64 " to %" PRIu64,
+                    key->name, value, key->want, key->min, key->max);
+    return fail(line, vm, "%s = \"%.80s\": want %s", key->name, value, key->want);
+}
+
+static int set_defaults(const struct key *keys, size_t count, void *base)
+{
+    for (size_t i = 0; i < count; i++) {
+        void *field = (char *)base + keys[i].offset;
+
+        if ((keys[i].def ? keys[i].set(&keys[i], field, keys[i].def) : take_string(field, "")) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+bool config_good_name(const char *name)
+{
+    size_t len = strlen(name);
+
+    if (len < 1 || len > CONFIG_NAME_MAX || *name == '.' || *name == '-')
+        return false;
+    for (; *name; name++)
+        if (!isalnum((unsigned char)*name) && !strchr("-_.", *name))
+            return false;
+    return true;
+}
+
+static int begin_vm(cfg_t *section)
+{
+    struct config *cfg = parse->cfg;
+    struct vm_config *vms, *vm;
+
+    if (!config_good_name(cfg_title(section)))
+        return fail(section->line, NULL,
+                    "vm \"%.80s\": want a name of at most %d letters, digits, '-', '_' and '.', "
+                    "the first one no '-' or '.'",
+                    cfg_title(section), CONFIG_NAME_MAX);
+    vms = realloc(cfg->vms, (cfg->vm_count + 1) * sizeof(*vms));
+    if (!vms)
+        return fail(section->line, NULL, "out of memory");
+    cfg->vms = vms;
+    vm = &vms[cfg->vm_count++];
+    memset(vm, 0, sizeof(*vm));
+    snprintf(vm->name, sizeof(vm->name), "%s", cfg_title(section));
+    if (set_defaults(vm_keys, COUNT(vm_keys), vm) < 0)
+        return fail(section->line, NULL, "out of memory");
+    memset(parse->vm_line, 0, sizeof(parse->vm_line));
+    parse->args_line = 0;
+    parse->section = section;
+    return 0;
+}
+
+static struct vm_config *vm_of(cfg_t *section)
+{
+    if (parse->section != section && begin_vm(section) < 0)
+        return NULL;
+    return &parse->cfg->vms[parse->cfg->vm_count - 1];
+}
+
+static int on_top_key(cfg_t *section, cfg_opt_t *opt)
+{
+    for (size_t i = 0; i < COUNT(top_keys); i++)
+        if (strcmp(opt->name, top_keys[i].name) == 0)
+            return set_key(&top_keys[i], parse->cfg, NULL, &parse->top_line[i], section->line,
+                           cfg_opt_getnstr(opt, 0));
+    return -1;
+}
+
+static int on_vm_key(cfg_t *section, cfg_opt_t *opt)
+{
+    struct vm_config *vm = vm_of(section);
+
+    for (size_t i = 0; vm && i < COUNT(vm_keys); i++)
+        if (strcmp(opt->name, vm_keys[i].name) == 0)
+            return set_key(&vm_keys[i], vm, vm, &parse->vm_line[i], section->line,
+                           cfg_opt_getnstr(opt, 0));
+    return -1;
+}
+
+/* Called once for each element, unlike a list's validcb. */
+static int on_qemu_arg(cfg_t *section, cfg_opt_t *opt, const char *value, void *result)
+{
+    struct vm_config *vm = vm_of(section);
+
+    if (!vm)
+        return -1;
+    if (cfg_opt_size(opt) == 1 && parse->args_line)
+        return fail(section->line, vm, "qemu-args is already set in line %d; remove one",
+                    parse->args_line);
+    parse->args_line = section->line;
+    *(const char **)result = value;
+    if (has_control_character(value))
+        return fail(section->line, vm, "qemu-args: has a control character; is a quote missing?");
+    return 0;
+}
+
+static int line_of(const char *name, int otherwise)
+{
+    for (size_t i = 0; i < COUNT(vm_keys); i++)
+        if (strcmp(name, vm_keys[i].name) == 0 && parse->vm_line[i])
+            return parse->vm_line[i];
+    return otherwise;
+}
+
+/* What one key alone cannot tell. */
+static int check_vm(const struct vm_config *vm, int end)
+{
+    if (vm->timeout_ms <= 2 * vm->heartbeat_ms)
+        return fail(line_of("timeout", line_of("heartbeat", end)), vm,
+                    "timeout = %u: want more than twice the heartbeat of %u ms, or one lost "
+                    "heartbeat looks like a lost host",
+                    vm->timeout_ms, vm->heartbeat_ms);
+    if (vm->protect && !*vm->backup)
+        return fail(line_of("protect", end), vm,
+                    "protect = yes needs backup = HOST:PORT, where remus-backupd listens");
+    if (*vm->tap && !*vm->mac)
+        return fail(line_of("tap", end), vm,
+                    "tap needs mac, the guest's address, to announce it after a takeover");
+    if (strcmp(vm->platform, "qemu") == 0 && !*vm->kernel)
+        return fail(end, vm, "kernel is missing: platform = qemu boots a Linux kernel");
+    return 0;
+}
+
+static int end_vm(cfg_t *top, cfg_opt_t *opt)
+{
+    cfg_t *section = cfg_opt_getnsec(opt, cfg_opt_size(opt) - 1);
+    struct vm_config *vm = vm_of(section);
+    unsigned count;
+
+    if (!vm)
+        return -1;
+    count = cfg_size(section, "qemu-args");
+    vm->qemu_args = calloc(count + 1, sizeof(*vm->qemu_args));
+    if (!vm->qemu_args)
+        return fail(top->line, vm, "out of memory");
+    for (unsigned i = 0; i < count; i++) {
+        vm->qemu_args[i] = strdup(cfg_getnstr(section, "qemu-args", i));
+        if (!vm->qemu_args[i])
+            return fail(top->line, vm, "out of memory");
+    }
+    return check_vm(vm, top->line);
+}
+
+/* The whole file as text with END_KEY behind it. */
+static char *read_file(const char *path, struct error *err)
+{
+    static const char end[] = "\n" END_KEY " = \"\"\n";
+    char *text = malloc(FILE_MAX + sizeof(end));
+    FILE *f = text ? fopen(path, "re") : NULL;
+    size_t len = 0;
+
+    if (!f) {
+        error_set(err, "%s: %s", path, strerror(errno));
+        goto fail;
+    }
+    len = fread(text, 1, FILE_MAX + 1, f);
+    if (ferror(f)) {
+        error_set(err, "%s: %s", path, strerror(errno));
+        goto fail;
+    }
+    if (len > FILE_MAX) {
+        error_set(err, "%s: larger than 1 MiB, not a configuration file", path);
+        goto fail;
+    }
+    text[len] = '\0';
+    if (strlen(text) != len) {
+        error_set(err, "%s: has a NUL octet, not a text file", path);
+        goto fail;
+    }
+    strcpy(text + len, len && text[len - 1] == '\n' ? end + 1 : end);
+    fclose(f);
+    return text;
+fail:
+    if (f)
+        fclose(f);
+    free(text);
+    return NULL;
+}
+
+static int on_end(cfg_t *top, cfg_opt_t *opt)
+{
+    (void)opt;
+    if (parse->ended)
+        return fail(top->line, NULL, "no such option '" END_KEY "'");
+    parse->ended = true;
+    return 0;
+}
+
+static int parse_text(const char *text)
+{
+    cfg_opt_t vm_opts[COUNT(vm_keys) + 2], opts[COUNT(top_keys) + 3];
+    cfg_t *conf;
+    size_t i;
+    int rc;
+
+    for (i = 0; i < COUNT(vm_keys); i++) {
+        vm_opts[i] = (cfg_opt_t)CFG_STR(vm_keys[i].name, NULL, CFGF_NONE);
+        vm_opts[i].validcb = on_vm_key;
+    }
+    vm_opts[i] = (cfg_opt_t)CFG_STR_LIST("qemu-args", NULL, CFGF_NONE);
+    vm_opts[i].parsecb = on_qemu_arg;
+    vm_opts[i + 1] = (cfg_opt_t)CFG_END();
+    for (i = 0; i < COUNT(top_keys); i++) {
+        opts[i] = (cfg_opt_t)CFG_STR(top_keys[i].name, NULL, CFGF_NONE);
+        opts[i].validcb = on_top_key;
+    }
+    opts[i] = (cfg_opt_t)CFG_SEC("vm", vm_opts, CFGF_MULTI | CFGF_TITLE | CFGF_NO_TITLE_DUPES);
+    opts[i].validcb = end_vm;
+    opts[i + 1] = (cfg_opt_t)CFG_STR(END_KEY, NULL, CFGF_NONE);
+    opts[i + 1].validcb = on_end;
+    opts[i + 2] = (cfg_opt_t)CFG_END();
+
+    conf = cfg_init(opts, CFGF_NONE);
+    if (!conf)
+        return fail(0, NULL, "out of memory");
+    cfg_set_error_function(conf, on_syntax_error);
+    rc = cfg_parse_buf(conf, text);
+    if ((rc != CFG_SUCCESS || !parse->ended) && !parse->failed)
+        fail(conf->line, NULL, "a comment or a string is not closed");
+    cfg_free(conf);
+    return parse->failed ? -1 : 0;
+}
+
+int config_load(struct config *cfg, const char *path, struct error *err)
+{
+    struct parse state = {.cfg = cfg, .path = path, .err = err};
+    cleanup_free char *text = NULL;
+    int rc = -1;
+
+    memset(cfg, 0, sizeof(*cfg));
+    text = read_file(path, err);
+    if (!text)
+        return -1;
+    parse = &state;
+    if (set_defaults(top_keys, COUNT(top_keys), cfg) < 0)
+        fail(0, NULL, "out of memory");
+    else
+        rc = parse_text(text);
+    for (size_t i = 0; rc == 0 && i < cfg->vm_count; i++)
+        if (take_string(&cfg->vms[i].run_dir, cfg->run_dir) < 0)
+            rc = fail(0, NULL, "out of memory");
+    parse = NULL;
+    if (rc < 0)
+        config_free(cfg);
+    return rc;
+}
+
+static void free_strings(const struct key *keys, size_t count, void *base)
+{
+    for (size_t i = 0; i < count; i++)
+        if (keys[i].set != set_number && keys[i].set != set_mib && keys[i].set != set_bool &&
+            keys[i].set != set_enum)
+            free(*(char **)((char *)base + keys[i].offset));
+}
+
+void config_free(struct config *cfg)
+{
+    for (size_t i = 0; i < cfg->vm_count; i++) {
+        struct vm_config *vm = &cfg->vms[i];
+
+        free_strings(vm_keys, COUNT(vm_keys), vm);
+        free(vm->run_dir);
+        for (char **arg = vm->qemu_args; arg && *arg; arg++)
+            free(*arg);
+        free(vm->qemu_args);
+    }
+    free(cfg->vms);
+    free_strings(top_keys, COUNT(top_keys), cfg);
+    memset(cfg, 0, sizeof(*cfg));
+}
+
+const struct vm_config *config_vm(const struct config *cfg, const char *name)
+{
+    for (size_t i = 0; i < cfg->vm_count; i++)
+        if (strcmp(cfg->vms[i].name, name) == 0)
+            return &cfg->vms[i];
+    return NULL;
+}
+
+static bool good_host(const char *host, bool bracketed)
+{
+    char address[INET6_ADDRSTRLEN];
+    struct in6_addr unused;
+    size_t len = strcspn(host, "%");
+
+    if (!bracketed)
+        return *host && !host[strspn(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                           "0123456789.-_")];
+    if (len >= sizeof(address) || has_control_character(host) || strchr(host, ' '))
+        return false;
+    memcpy(address, host, len);
+    address[len] = '\0';
+    return inet_pton(AF_INET6, address, &unused) == 1;
+}
+
+int config_split_address(const char *address, char host[256], char port[16], struct error *err)
+{
+    const char *colon = strrchr(address, ':'), *from = address, *to = colon;
+    bool bracketed = *address == '[';
+    size_t digits;
+
+    if (!colon)
+        goto bad;
+    if (bracketed) {
+        from++;
+        to--;
+        if (to < from || *to != ']')
+            goto bad;
+    }
+    digits = strspn(colon + 1, "0123456789");
+    if (to - from > 255 || digits < 1 || digits > 5 || colon[1 + digits])
+        goto bad;
+    memcpy(host, from, (size_t)(to - from));
+    host[to - from] = '\0';
+    if (!good_host(host, bracketed) || atoi(colon + 1) < 1 || atoi(colon + 1) > 65535)
+        goto bad;
+    memcpy(port, colon + 1, digits + 1);
+    return 0;
+bad:
+    return error_set(err, "\"%.80s\": want " ADDRESS_WANT, address);
+}

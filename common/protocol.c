@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <assert.h>
+#include <inttypes.h>
+
+#include "protocol.h"
+#include "wire.h"
+
+/* Fixed parts of the bodies, in octets, as the specification draws them. */
+#define HELLO_FIXED 68
+#define WELCOME_LEN 20
+#define END_LEN 24
+#define NOTICE_FIXED 2
+
+_Static_assert(2 + 2 + 4 + 8 + 8 == PROTO_HEADER_LEN, "header as drawn");
+_Static_assert(8 + 2 + 2 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 8 == HELLO_FIXED, "HELLO as drawn");
+_Static_assert(HELLO_FIXED + 3 * 256 <= PROTO_SMALL_MAX, "HELLO fits");
+
+static const char *const type_names[PROTO_TYPE_MAX + 1] = {
+    [PROTO_HELLO] = "HELLO",         [PROTO_WELCOME] = "WELCOME", [PROTO_REFUSE] = "REFUSE",
+    [PROTO_HEARTBEAT] = "HEARTBEAT", [PROTO_PAGES] = "PAGES",     [PROTO_STATE] = "STATE",
+    [PROTO_NET] = "NET",             [PROTO_END] = "END",         [PROTO_ACK] = "ACK",
+    [PROTO_GOODBYE] = "GOODBYE",     [PROTO_HANDOVER] = "HANDOVER",
+    [PROTO_ACTIVATED] = "ACTIVATED",
+};
+
+const char *proto_type_name(unsigned type)
+{
+    return type <= PROTO_TYPE_MAX && type_names[type] ? type_names[type] : "unknown";
+}
+
+void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *h)
+{
+    struct wire_writer w = wire_writer(out, PROTO_HEADER_LEN);
+
+    wire_put_uint(&w, h->type, 2);
+    wire_put_uint(&w, 0, 2);
+    wire_put_uint(&w, h->length, 4);
+    wire_put_uint(&w, h->epoch, 8);
+    wire_put_uint(&w, h->checksum, 8);
+}
+
+int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err)
+{
+    struct wire_reader r = wire_reader(in, PROTO_HEADER_LEN);
+
+    h->type = wire_get_u16(&r);
+    wire_get_u16(&r); /* reserved: zero when sent, ignored when read */
+    h->length = wire_get_u32(&r);
+    h->epoch = wire_get_u64(&r);
+    h->checksum = wire_get_u64(&r);
+    if (h->type == 0 || h->type > PROTO_TYPE_MAX)
+        return error_set(err, "record of unknown type %u: is the peer a remusd of this version?",
+                         h->type);
+    if (h->length > (h->type == PROTO_PAGES || h->type == PROTO_STATE || h->type == PROTO_NET
+                         ? PROTO_BODY_MAX
+                         : PROTO_SMALL_MAX))
+        return error_set(err, "%s record of %" PRIu32 " octets is longer than allowed",
+                         proto_type_name(h->type), h->length);
+    return 0;
+}
+
+/* A text from outside goes into logs and terminals. */
+static bool unprintable(unsigned char c)
+{
+    return c < ' ' || c == 127;
+}
+
+static bool printable(const char *s)
+{
+    while (*s && !unprintable((unsigned char)*s))
+        s++;
+    return !*s;
+}
+
+size_t proto_put_hello(uint8_t *out, const struct proto_hello *m)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    wire_put_uint(&w, PROTO_MAGIC, 8);
+    wire_put_uint(&w, m->version_min, 2);
+    wire_put_uint(&w, m->version_max, 2);
+    wire_put_uint(&w, m->features, 8);
+    wire_put_uint(&w, m->required, 8);
+    wire_put_uint(&w, m->session, 8);
+    wire_put_uint(&w, m->pages, 8);
+    wire_put_uint(&w, m->page_size, 4);
+    wire_put_uint(&w, m->heartbeat_ms, 4);
+    wire_put_uint(&w, m->timeout_ms, 4);
+    wire_put_uint(&w, m->flags, 4);
+    wire_put_uint(&w, 0, 8);
+    wire_put_string(&w, m->vm);
+    wire_put_string(&w, m->platform);
+    wire_put_string(&w, m->profile);
+    assert(!w.failed);
+    return (size_t)(w.at - out);
+}
+
+int proto_get_hello(struct proto_hello *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    if (wire_get_u64(&r) != PROTO_MAGIC)
+        return error_set(err, "HELLO without the magic number: the peer is no remusd");
+    m->version_min = wire_get_u16(&r);
+    m->version_max = wire_get_u16(&r);
+    m->features = wire_get_u64(&r);
+    m->required = wire_get_u64(&r);
+    m->session = wire_get_u64(&r);
+    m->pages = wire_get_u64(&r);
+    m->page_size = wire_get_u32(&r);
+    m->heartbeat_ms = wire_get_u32(&r);
+    m->timeout_ms = wire_get_u32(&r);
+    m->flags = wire_get_u32(&r);
+    wire_get(&r, 8); /* reserved */
+    wire_get_string(&r, m->vm, sizeof(m->vm));
+    wire_get_string(&r, m->platform, sizeof(m->platform));
+    wire_get_string(&r, m->profile, sizeof(m->profile));
+    /* A later version may append fields: what is left over is ignored. */
+    if (r.failed)
+        return error_set(err, "HELLO of %zu octets ends too early or has a string too long", len);
+    if (!printable(m->vm) || !printable(m->platform) || !printable(m->profile))
+        return error_set(err, "HELLO with control characters in a name");
+    return 0;
+}
+
+size_t proto_put_welcome(uint8_t *out, const struct proto_welcome *m)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    wire_put_uint(&w, m->version, 2);
+    wire_put_uint(&w, 0, 2);
+    wire_put_uint(&w, m->features, 8);
+    wire_put_uint(&w, m->committed, 8);
+    return (size_t)(w.at - out);
+}
+
+int proto_get_welcome(struct proto_welcome *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    _Static_assert(2 + 2 + 8 + 8 == WELCOME_LEN, "WELCOME as drawn");
+    m->version = wire_get_u16(&r);
+    wire_get_u16(&r);
+    m->features = wire_get_u64(&r);
+    m->committed = wire_get_u64(&r);
+    if (!wire_reader_ok(&r))
+        return error_set(err, "WELCOME of %zu octets, must have %d", len, WELCOME_LEN);
+    if (m->version < PROTO_VERSION_MIN || m->version > PROTO_VERSION_MAX)
+        return error_set(err, "the backup chose protocol version %u, which was not offered",
+                         m->version);
+    return 0;
+}
+
+size_t proto_put_end(uint8_t *out, const struct proto_end *m)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    wire_put_uint(&w, m->pages, 8);
+    wire_put_uint(&w, m->state_length, 4);
+    wire_put_uint(&w, m->net_length, 4);
+    wire_put_uint(&w, m->digest, 8);
+    return (size_t)(w.at - out);
+}
+
+int proto_get_end(struct proto_end *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    _Static_assert(8 + 4 + 4 + 8 == END_LEN, "END as drawn");
+    m->pages = wire_get_u64(&r);
+    m->state_length = wire_get_u32(&r);
+    m->net_length = wire_get_u32(&r);
+    m->digest = wire_get_u64(&r);
+    if (!wire_reader_ok(&r))
+        return error_set(err, "END of %zu octets, must have %d", len, END_LEN);
+    return 0;
+}
+
+size_t proto_put_notice(uint8_t *out, unsigned code, const char *text)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+    char cut[256] = "";
+
+    strncat(cut, text, sizeof(cut) - 1);
+    wire_put_uint(&w, code, 2);
+    wire_put_string(&w, cut);
+    return (size_t)(w.at - out);
+}
+
+int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    m->code = wire_get_u16(&r);
+    wire_get_string(&r, m->text, sizeof(m->text));
+    if (!wire_reader_ok(&r))
+        return error_set(err, "notice of %zu octets is malformed (fixed part %d)", len,
+                         NOTICE_FIXED);
+    for (char *p = m->text; *p; p++)
+        if (unprintable((unsigned char)*p))
+            *p = '?';
+    return 0;
+}
+
+unsigned proto_choose_version(const struct proto_hello *hello, struct error *err)
+{
+    unsigned v = hello->version_max < PROTO_VERSION_MAX ? hello->version_max : PROTO_VERSION_MAX;
+
+    if (v < hello->version_min || v < PROTO_VERSION_MIN) {
+        error_set(err,
+                  "no common protocol version: the primary speaks %u to %u, this backup %d to %d; "
+                  "install the same remusd on both hosts",
+                  hello->version_min, hello->version_max, PROTO_VERSION_MIN, PROTO_VERSION_MAX);
+        return 0;
+    }
+    return v;
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The records between primary and backup: docs/remus-protocol.pod is the specification, this is the same in C.
+ * All integers in network byte order.  Encoders write into a buffer of PROTO_SMALL_MAX octets and return the
+ * length; decoders check everything (R10) and say in err what is wrong.
+ */
+#ifndef REMUS_PROTOCOL_H
+#define REMUS_PROTOCOL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <stddef.h>
+
+#include "config.h"
+#include "error.h"
+
+#define PROTO_VERSION_MIN 1
+#define PROTO_VERSION_MAX 1
+#define PROTO_MAGIC UINT64_C(0x72656d7573640d0a) /* "remusd\r\n" */
+#define PROTO_HEADER_LEN 24
+#define PROTO_BODY_MAX (2u << 20)   /* octets in one record's body */
+#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, state and net */
+#define PROTO_PORT "7910"
+
+/* Types of records.  P: primary to backup, B: backup to primary. */
+enum proto_type {
+    PROTO_HELLO = 1,      /* P */
+    PROTO_WELCOME = 2,    /* B */
+    PROTO_REFUSE = 3,     /* P, B: and the connection ends */
+    PROTO_HEARTBEAT = 4,  /* P, B */
+    PROTO_PAGES = 5,      /* P: one block of the page codec; epoch 0 while synchronising */
+    PROTO_STATE = 6,      /* P: machine state, in pieces */
+    PROTO_NET = 7,        /* P: network state, in pieces */
+    PROTO_END = 8,        /* P: the checkpoint is whole */
+    PROTO_ACK = 9,        /* B: the backup holds the checkpoint (R2) */
+    PROTO_GOODBYE = 10,   /* P, B: a clean end; never taken for a failure (R7) */
+    PROTO_HANDOVER = 11,  /* P: activate this checkpoint, the guest here stays stopped */
+    PROTO_ACTIVATED = 12, /* B: the replica runs here now */
+};
+#define PROTO_TYPE_MAX 12
+
+enum proto_refusal {
+    REFUSE_PROTOCOL = 1,  /* malformed or out of order */
+    REFUSE_VERSION = 2,
+    REFUSE_FEATURE = 3,
+    REFUSE_UNKNOWN_VM = 4,
+    REFUSE_BUSY = 5,      /* another primary protects this VM here */
+    REFUSE_RESOURCES = 6,
+    REFUSE_PROFILE = 7,   /* the hosts' machines differ */
+    REFUSE_ACTIVE = 8,    /* the VM runs on the backup: the primary's guest must stop */
+    REFUSE_LATER = 9,     /* a takeover is being decided: try again */
+    REFUSE_CORRUPT = 10,  /* checksum wrong */
+};
+
+/* The fixed header of every record, the same in all versions. */
+struct proto_header {
+    uint16_t type;
+    uint32_t length;   /* of the body */
+    uint64_t epoch;
+    uint64_t checksum; /* XXH3-64 of the header's first 16 octets and the body */
+};
+
+#define HELLO_RESYNC 1u /* what changed since the last checkpoint is not known: send all again */
+#define HELLO_QUERY 2u  /* may the primary start the guest?  WELCOME or REFUSE, then the end */
+
+struct proto_hello {
+    uint16_t version_min, version_max;
+    uint64_t features;          /* that the primary can use; none are defined in version 1 */
+    uint64_t required;          /* that it cannot do without */
+    uint64_t session;           /* random: this run of the guest, from its start to its end */
+    uint32_t flags;             /* HELLO_... */
+    uint64_t pages;             /* of the guest */
+    uint32_t page_size;
+    uint32_t heartbeat_ms, timeout_ms;
+    char vm[CONFIG_NAME_MAX + 1];
+    char platform[32];
+    char profile[256];
+};
+
+struct proto_welcome {
+    uint16_t version;
+    uint64_t features;
+    uint64_t committed;         /* checkpoint of this session that the backup holds; 0: send everything */
+};
+
+struct proto_end {
+    uint64_t pages;             /* in this checkpoint, with those sent while synchronising */
+    uint32_t state_length, net_length;
+    uint64_t digest;            /* XXH3-64 of each page's number and content, state, net */
+};
+
+/* REFUSE and GOODBYE */
+struct proto_notice {
+    uint16_t code;
+    char text[256];
+};
+
+const char *proto_type_name(unsigned type);
+
+void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *h);
+/* Checks type and length; the checksum is the caller's, who has the body. */
+int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err);
+
+size_t proto_put_hello(uint8_t *out, const struct proto_hello *m);
+int proto_get_hello(struct proto_hello *m, const uint8_t *in, size_t len, struct error *err);
+size_t proto_put_welcome(uint8_t *out, const struct proto_welcome *m);
+int proto_get_welcome(struct proto_welcome *m, const uint8_t *in, size_t len, struct error *err);
+size_t proto_put_end(uint8_t *out, const struct proto_end *m);
+int proto_get_end(struct proto_end *m, const uint8_t *in, size_t len, struct error *err);
+size_t proto_put_notice(uint8_t *out, unsigned code, const char *text);
+int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, struct error *err);
+
+/* The version that both sides speak, the highest; 0 when there is none (err says which are offered). */
+unsigned proto_choose_version(const struct proto_hello *hello, struct error *err);
+
+#endif

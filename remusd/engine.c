@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "engine.h"
+
+#define STATE_RESERVE (256u << 10) /* octets: a machine's state fits, so that no pause allocates */
+
+_Static_assert(PAGE_BYTES == PAGE_SIZE, "codec and platform agree on the page");
+
+void engine_init(struct engine *e, const struct vm_config *cfg)
+{
+    pthread_condattr_t attr;
+
+    *e = (struct engine){.cfg = cfg};
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&e->changed, &attr);
+    pthread_condattr_destroy(&attr);
+    e->pacer.interval = cfg->interval_ms * NS_PER_MS;
+}
+
+int engine_open(struct engine *e, struct vm *vm, struct port *port, struct error *err)
+{
+    struct page_encoder_config enc = {.guest_pages = vm->pages, .codec = PAGE_CODEC_LZ4};
+    bool ok;
+
+    e->vm = vm;
+    e->port = port;
+    ok = (e->staging = staging_new(e->cfg->staging_bytes)) &&
+         (e->encoder = page_encoder_new(&enc)) &&
+         (e->block = malloc(page_block_bound(PAGE_BLOCK_MAX))) &&
+         bitmap_init(&e->dirty, vm->pages) == 0;
+    for (int i = 0; ok && i < PACER_IN_FLIGHT; i++)
+        ok = bitmap_init(&e->inflight[i].pages, vm->pages) == 0 &&
+             buffer_reserve(&e->inflight[i].state, STATE_RESERVE) == 0 &&
+             buffer_reserve(&e->inflight[i].net, STATE_RESERVE) == 0;
+    if (!ok)
+        return error_set(err, "no memory for a staging buffer of %zu MiB and the page cache",
+                         e->cfg->staging_bytes >> 20);
+    return 0;
+}
+
+void engine_free(struct engine *e)
+{
+    for (int i = 0; i < PACER_IN_FLIGHT; i++) {
+        bitmap_free(&e->inflight[i].pages);
+        buffer_free(&e->inflight[i].state);
+        buffer_free(&e->inflight[i].net);
+    }
+    bitmap_free(&e->dirty);
+    free(e->block);
+    page_encoder_free(e->encoder);
+    staging_free(e->staging);
+    pthread_mutex_destroy(&e->lock);
+    pthread_cond_destroy(&e->changed);
+}
+
+void engine_wait(struct engine *e, uint64_t when)
+{
+    struct timespec ts = {(time_t)(when / NS_PER_S), (long)(when % NS_PER_S)};
+
+    if (when == TIME_NEVER)
+        pthread_cond_wait(&e->changed, &e->lock);
+    else
+        pthread_cond_timedwait(&e->changed, &e->lock, &ts);
+}
+
+void engine_end_link(struct engine *e, enum link_end end, const char *fmt, ...)
+{
+    va_list ap;
+    SCOPED_LOCK(&e->lock);
+
+    if (e->link_end != LINK_UP)
+        return;
+    e->link_end = end;
+    va_start(ap, fmt);
+    vsnprintf(e->link_error.text, sizeof(e->link_error.text), fmt, ap);
+    va_end(ap);
+    staging_abort(e->staging);
+    link_shutdown(e->link);
+    pthread_cond_broadcast(&e->changed);
+}
+
+enum link_end engine_link_state(struct engine *e, struct error *why)
+{
+    SCOPED_LOCK(&e->lock);
+
+    if (why)
+        *why = e->link_error;
+    return e->link_end;
+}
+
+int engine_attach(struct engine *e, struct link *link, uint64_t committed, struct error *err)
+{
+    int rc;
+
+    if (committed == 0)
+        bitmap_set_range(&e->dirty, 0, e->vm->pages);
+    staging_reset(e->staging);
+    page_encoder_reset(e->encoder);
+    pthread_mutex_lock(&e->lock);
+    e->link = link;
+    e->link_end = LINK_UP;
+    e->taken_before = e->pacer.taken;
+    pacer_start(&e->pacer, e->pacer.taken, e->pacer.interval);
+    pthread_mutex_unlock(&e->lock);
+    rc = pthread_create(&e->ship_thread, NULL, engine_ship, e);
+    if (rc == 0) {
+        rc = pthread_create(&e->receive_thread, NULL, engine_receive, e);
+        if (rc) {
+            engine_end_link(e, LINK_LOST, "no thread");
+            pthread_join(e->ship_thread, NULL);
+        }
+    }
+    if (rc) {
+        e->link = NULL;
+        link_free(link);
+        return error_set(err, "cannot start a thread: %s", strerror(rc));
+    }
+    return 0;
+}
+
+void engine_detach(struct engine *e)
+{
+    struct link *link = e->link;
+
+    engine_end_link(e, LINK_LOST, "closed");
+    pthread_join(e->ship_thread, NULL);
+    pthread_join(e->receive_thread, NULL);
+    pthread_mutex_lock(&e->lock);
+    for (uint64_t epoch = e->pacer.acked + 1; epoch <= e->pacer.taken; epoch++) {
+        const struct checkpoint *ck = &e->inflight[epoch % PACER_IN_FLIGHT];
+
+        for (uint64_t i = 0; ck->epoch == epoch && i < (e->dirty.bits + 63) / 64; i++)
+            e->dirty.words[i] |= ck->pages.words[i];
+    }
+    e->stats.bytes_sent += link_bytes_sent(link);
+    e->sync_round = 0;
+    e->link = NULL;
+    pthread_mutex_unlock(&e->lock);
+    link_free(link);
+}

@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* What remusctl shows of a protection; the keys are documented in remusctl(8). */
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "protection-impl.h"
+
+static json_t *ms(uint64_t ns)
+{
+    return json_real((double)(ns / 1000) / 1000);
+}
+
+static json_t *quantiles_ms(const struct samples *s)
+{
+    struct quantiles q = samples_quantiles(s);
+
+    return json_pack("{s:o, s:o, s:o}", "p50", ms(q.p50), "p99", ms(q.p99), "max", ms(q.max));
+}
+
+static json_t *pauses(const struct engine_stats *stats)
+{
+    json_t *o = json_object();
+
+    for (int i = 0; i < PHASES; i++)
+        json_object_set_new(o, phase_names[i], quantiles_ms(&stats->pause[i]));
+    return o;
+}
+
+static json_t *dirty_pages(const struct engine_stats *stats)
+{
+    struct quantiles q = samples_quantiles(&stats->dirty);
+
+    return json_pack("{s:I, s:I}", "p50", (json_int_t)q.p50, "p99", (json_int_t)q.p99);
+}
+
+static json_t *sync_progress(const struct engine *e, uint64_t now)
+{
+    double seconds = (double)(now - e->sync_began) / 1e9, rate;
+
+    if (e->sync_round == 0 || !e->link || seconds <= 0)
+        return json_null();
+    rate = (double)e->sync_sent / seconds;
+    return json_pack("{s:f, s:f, s:o, s:i}", "percent",
+                     100.0 * (double)e->sync_sent / (double)e->sync_total, "rate_mib_s",
+                     (double)link_bytes_sent(e->link) / seconds / 1048576, "eta_s",
+                     rate > 0 ? json_real((double)(e->sync_total - e->sync_sent) / rate)
+                              : json_null(),
+                     "round", (int)e->sync_round);
+}
+
+static json_t *net(struct port *port)
+{
+    struct port_stats s = {0};
+
+    if (!port || !port->ops->stats)
+        return json_null();
+    port->ops->stats(port, &s);
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:{s:o, s:o}}", "held_frames",
+                     (json_int_t)s.held_frames, "held_bytes", (json_int_t)s.held_bytes,
+                     "held_max", (json_int_t)s.held_frames_max, "frames_out",
+                     (json_int_t)s.frames_out, "frames_in", (json_int_t)s.frames_in, "dropped_in",
+                     (json_int_t)s.dropped_in, "full_ms", ms(s.full_ns), "hold_ms", "p50",
+                     ms(s.hold_p50_ns), "p99", ms(s.hold_p99_ns));
+}
+
+static json_t *staging(const struct protection *p)
+{
+    struct staging_stats s;
+
+    if (!p->ready)
+        return json_null();
+    staging_stats(p->engine.staging, &s);
+    return json_pack("{s:I, s:I, s:I}", "used_bytes", (json_int_t)s.used_bytes, "max_bytes",
+                     (json_int_t)s.max_bytes, "stretched", (json_int_t)s.stretched);
+}
+
+static const char *advice(const struct protection *p)
+{
+    switch (p->lc.state) {
+    case LC_OFF:
+        return p->ready ? "not protected: remusctl protect"
+                        : "the guest does not run: mend what last_error says, then remusctl protect";
+    case LC_CONNECTING:
+        return "the guest runs without protection until the backup answers: check remus-backupd "
+               "there and the address";
+    case LC_HOLDING:
+        if (p->lc.degrade == DEGRADE_RELEASE && p->lc.has_arbiter)
+            return "output is held; the arbiter will be asked. Bring the backup back";
+        return "output is held. Bring the backup back; or, once it is certain that the backup does "
+               "not run the VM, remusctl unprotect lets the guest go on alone";
+    case LC_ASKING:
+        return "the arbiter is being asked whether the guest may go on alone";
+    case LC_UNPROTECTED:
+        return "the guest runs alone and is protected again as soon as the backup answers";
+    case LC_HANDED_OVER:
+    case LC_LOST:
+        return "the VM runs on the backup host; the guest here was ended";
+    case LC_STOPPED:
+        return "the guest was ended by degrade = stop; the backup holds its last checkpoint: "
+               "remusctl takeover there";
+    case LC_SHUT_DOWN:
+        return "the guest ended by itself; restart remusd to start it again";
+    default:
+        return NULL;
+    }
+}
+
+/* engine.lock is held. */
+static json_t *counters(const struct protection *p)
+{
+    const struct engine *e = &p->engine;
+    const struct engine_stats *s = &e->stats;
+    uint64_t sent = s->bytes_sent + (e->link ? link_bytes_sent(e->link) : 0);
+    uint64_t life = clock_ns() - p->lc.since;
+
+    return json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "epoch", (json_int_t)e->pacer.taken,
+        "acked_epoch", (json_int_t)e->pacer.acked, "in_flight",
+        (json_int_t)(e->link ? e->pacer.taken - e->pacer.acked : 0), "checkpoints",
+        (json_int_t)s->checkpoints, "waited", (json_int_t)e->pacer.waited, "bytes_raw",
+        (json_int_t)s->codec.bytes_in, "bytes_sent", (json_int_t)sent, "ratio",
+        s->codec.bytes_out ? (double)s->codec.bytes_in / (double)s->codec.bytes_out : 0.0,
+        "cache_hit_rate",
+        s->codec.lookups ? (double)s->codec.hits / (double)s->codec.lookups : 0.0, "cpu_share",
+        life ? (double)s->encode_ns / (double)life : 0.0);
+}
+
+json_t *protection_status(struct protection *p)
+{
+    uint64_t now = clock_ns();
+    struct engine *e = &p->engine;
+    const char *todo;
+    json_t *o;
+    SCOPED_LOCK(&e->lock);
+
+    todo = advice(p);
+    o = json_pack("{s:s, s:s, s:s, s:f, s:s, s:s*, s:s*, s:s, s:f, s:I}", "vm", p->cfg->name,
+                  "role", "primary", "state", lifecycle_name(p->lc.state), "since_s",
+                  (double)(now - p->lc.since) / 1e9, "platform", p->cfg->platform, "accelerator",
+                  p->ready && p->vm ? p->vm->accelerator : NULL, "tracker",
+                  p->ready && p->vm ? p->vm->tracker : NULL, "peer", p->cfg->backup, "interval_ms",
+                  (double)e->pacer.interval / 1e6, "memory_bytes",
+                  (json_int_t)p->cfg->memory_bytes);
+    json_object_update_new(o, counters(p));
+    json_object_set_new(o, "sync", sync_progress(e, now));
+    json_object_set_new(o, "pause_ms", pauses(&e->stats));
+    json_object_set_new(o, "dirty_pages", dirty_pages(&e->stats));
+    json_object_set_new(o, "ack_lag_ms", quantiles_ms(&e->stats.ack_lag));
+    json_object_set_new(o, "net", net(p->ready ? p->port : NULL));
+    json_object_set_new(o, "staging", staging(p));
+    json_object_set_new(o, "last_error",
+                        p->last_error[0] ? json_string(p->last_error) : json_null());
+    json_object_set_new(o, "advice", todo ? json_string(todo) : json_null());
+    return o;
+}
