@@ -62,11 +62,11 @@ static inline uint64_t page_get64(const uint8_t *p)
     return (uint64_t)page_get32(p) << 32 | page_get32(p + 4);
 }
 
-/* The first lines of a page that is predicted from itself, behind as many zeros as a stride can reach back. */
-struct page_lead {
-    uint8_t zeros[PAGE_STRIDE_MAX * 8];
-    uint8_t page[PAGE_STRIDE_MAX * 8];
-};
-#define PAGE_LEAD_LINES (PAGE_STRIDE_MAX * 8 / PAGE_LINE_BYTES)
+/*
+ * A page that is predicted from itself begins in a buffer of its own, behind as many zeros as a stride can
+ * reach back.
+ */
+#define PAGE_LEAD_BYTES (PAGE_STRIDE_MAX * 8)
+#define PAGE_LEAD_LINES (PAGE_LEAD_BYTES / PAGE_LINE_BYTES)
 
 #endif

@@ -300,7 +300,7 @@ static int make_page(struct block *b, unsigned i, uint8_t *page)
         break;
     case PAGE_SELF: {
         unsigned stride = *b->extra.at++;
-        struct page_lead lead = {0};
+        uint8_t begin[2 * PAGE_LEAD_BYTES] = {0}, *lead = begin + PAGE_LEAD_BYTES;
 
         if (stride == 0) {
             memset(page, 0, PAGE_BYTES);
@@ -310,8 +310,8 @@ static int make_page(struct block *b, unsigned i, uint8_t *page)
         if (stride < PAGE_STRIDE_MIN || stride > PAGE_STRIDE_MAX)
             return FAIL(b, b->extra.at - 1, i, "stride %u, 0 or %d to %d are allowed", stride,
                         PAGE_STRIDE_MIN, PAGE_STRIDE_MAX);
-        ops->put(lead.page, lead.page - 8 * stride, 0, PAGE_LEAD_LINES, true, lines, &parts);
-        memcpy(page, lead.page, sizeof(lead.page));
+        ops->put(lead, lead - 8 * stride, 0, PAGE_LEAD_LINES, true, lines, &parts);
+        memcpy(page, lead, PAGE_LEAD_BYTES);
         ops->put(page, page - 8 * stride, PAGE_LEAD_LINES, PAGE_LINES, true, lines, &parts);
         break;
     }

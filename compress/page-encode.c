@@ -62,6 +62,7 @@ struct page_encoder {
     const struct page_words_ops *words;
     unsigned threads;
     struct page_worker **workers;
+    struct page_stats stats; /* the workers' sum, when it was last asked for */
 };
 
 /* Where the next byte of each section goes. */
@@ -187,8 +188,10 @@ void page_encoder_begin(struct page_encoder *enc)
     enc->next_pfn = 0;
 }
 
-void page_encoder_stats(const struct page_encoder *enc, struct page_stats *stats)
+const struct page_stats *page_encoder_stats(struct page_encoder *enc)
 {
+    struct page_stats *stats = &enc->stats;
+
     memset(stats, 0, sizeof(*stats));
     for (unsigned i = 0; i < enc->threads; i++) {
         const struct page_stats *one = &enc->workers[i]->stats;
@@ -200,6 +203,7 @@ void page_encoder_stats(const struct page_encoder *enc, struct page_stats *stats
         stats->bytes_out += one->bytes_out;
         stats->hits += one->hits;
     }
+    return stats;
 }
 
 size_t page_encoder_memory(const struct page_encoder *enc)
@@ -269,13 +273,14 @@ static uint64_t take_self(const struct page_words_ops *ops, const uint8_t *page,
                            struct page_parts *parts)
 {
     static const uint8_t zeros[PAGE_BYTES];
-    struct page_lead lead = {0};
+    uint8_t begin[2 * PAGE_LEAD_BYTES], *lead = begin + PAGE_LEAD_BYTES;
     uint64_t lines;
 
     if (stride == 0)
         return ops->take(page, zeros, 0, PAGE_LINES, false, parts);
-    memcpy(lead.page, page, sizeof(lead.page));
-    lines = ops->take(lead.page, lead.page - 8 * stride, 0, PAGE_LEAD_LINES, true, parts);
+    memset(begin, 0, PAGE_LEAD_BYTES);
+    memcpy(lead, page, PAGE_LEAD_BYTES);
+    lines = ops->take(lead, lead - 8 * stride, 0, PAGE_LEAD_LINES, true, parts);
     return lines | ops->take(page, page - 8 * stride, PAGE_LEAD_LINES, PAGE_LINES, true, parts);
 }
 
@@ -420,7 +425,7 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
             memcpy(w->before, copy, PAGE_BYTES);
             w->before_pfn = w->pfns[i];
         }
-        memcpy(copy, page, PAGE_BYTES);
+        enc->words->copy(copy, page);
         return kind;
     }
     page_put64(s->line, lines);
@@ -492,7 +497,7 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
         } else {
             kind = looks_random(w->pages[i]) ? PAGE_RAW : encode_alone(enc, w->pages[i], &s);
             if (w->copies[i])
-                memcpy(w->copies[i], w->pages[i], PAGE_BYTES);
+                enc->words->copy(w->copies[i], w->pages[i]);
         }
         if (kind == PAGE_RAW)
             w->raw[raws++] = w->pages[i];

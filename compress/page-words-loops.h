@@ -11,12 +11,10 @@
  *   line_put(page, prediction, difference, parts)
  */
 
-TARGET static bool ISA(is_zero)(const uint8_t *page)
+TARGET static void ISA(copy)(uint8_t *to, const uint8_t *from)
 {
     for (int i = 0; i < PAGE_LINES; i++)
-        if (line_nonzero(page + i * PAGE_LINE_BYTES))
-            return false;
-    return true;
+        line_copy(to + i * PAGE_LINE_BYTES, from + i * PAGE_LINE_BYTES);
 }
 
 TARGET static uint64_t ISA(take)(const uint8_t *page, const uint8_t *prediction, int from, int to,
@@ -104,7 +102,7 @@ TARGET static unsigned ISA(stride)(const uint8_t *page, unsigned likely)
 
 static const struct page_words_ops ISA(ops) = {
     .name = ISA_NAME,
-    .is_zero = ISA(is_zero),
+    .copy = ISA(copy),
     .take = ISA(take),
     .put = ISA(put),
     .popcount = ISA(popcount),

@@ -39,7 +39,7 @@ struct page_parts {
 struct page_words_ops {
     const char *name;
 
-    bool (*is_zero)(const uint8_t *page);
+    void (*copy)(uint8_t *to, const uint8_t *from);
 
     /*
      * Writes how lines from..to-1 of `page` differ from those of `prediction`; moves the parts behind what
