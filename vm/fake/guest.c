@@ -336,9 +336,9 @@ int main(int argc, char **argv)
     memory = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, FAKE_RAM_FD, 0);
     if (memory == MAP_FAILED)
         fail(&g, "memory");
+    start_model(&g, memory); /* first: in armed memory each page faults by itself */
     if (g.ctl->arm && tracker_arm(memory, len) == 0)
         g.ctl->address = (uintptr_t)memory;
-    start_model(&g, memory);
     net_open(&g);
     make_known(&g);
     run(&g, &open);
