@@ -14,5 +14,6 @@ struct bench_verb {
 
 int bench_compress(int argc, char **argv);
 int bench_record(int argc, char **argv);
+int bench_netbuf(int argc, char **argv);
 
 #endif

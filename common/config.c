@@ -119,7 +119,9 @@ static int set_word(const struct key *key, void *field, const char *value)
 static int set_run_dir(const struct key *key, void *field, const char *value)
 {
     (void)key;
-    return value[0] != '/' || strlen(value) > RUN_DIR_MAX || strchr(value, ',') ? -1 : take_string(field, value);
+    if (value[0] != '/' || strlen(value) > RUN_DIR_MAX || strchr(value, ','))
+        return -1;
+    return take_string(field, value);
 }
 
 static int set_address(const struct key *key, void *field, const char *value)
@@ -181,8 +183,8 @@ static int set_mac(const struct key *key, void *field, const char *value)
 _Static_assert(sizeof(enum degrade_policy) == sizeof(int), "set_enum writes an int");
 
 static const struct key top_keys[] = {
-    {"run-dir", set_run_dir, TOP(run_dir), "/run/remus", "an absolute path of at most 80 octets, without a comma",
-     0, 0, NULL},
+    {"run-dir", set_run_dir, TOP(run_dir), "/run/remus",
+     "an absolute path of at most 80 octets, without a comma", 0, 0, NULL},
     {"listen", set_address, TOP(listen), "0.0.0.0:7910", ADDRESS_WANT, 0, 0, NULL},
     {"log-level", set_enum, TOP(log_level), "info", "error, warning, info or debug", 0, 0,
      WORDS("error", "warning", "info", "debug")},
@@ -198,7 +200,7 @@ static const struct key vm_keys[] = {
     {"degrade", set_enum, VM(degrade), "hold", "hold, release or stop", 0, 0,
      WORDS("hold", "release", "stop")},
     {"degrade-after", set_number, VM(degrade_after_ms), "2000", "ms", 0, 3600000, NULL},
-    {"arbiter", set_arbiter, VM(arbiter), NULL, "none, or exec /PATH/TO/COMMAND ARGUMENTS", 0, 0,
+    {"arbiter", set_arbiter, VM(arbiter), "none", "none, or exec /PATH/TO/COMMAND ARGUMENTS", 0, 0,
      NULL},
     {"arbiter-timeout", set_number, VM(arbiter_timeout_ms), "5000", "ms", 100, 600000, NULL},
     {"takeover", set_enum, VM(takeover), "manual", "manual or automatic", 0, 0,
@@ -265,16 +267,20 @@ __attribute__((format(printf, 3, 4))) static int fail(int line, const struct vm_
 static void on_syntax_error(cfg_t *section, const char *fmt, va_list ap)
 {
     static const char *const hints[][2] = {
-        {"no such option '" END_KEY "'", "the section is not closed, its '}' is missing"},
         {"no such option", "remusd.conf(5) lists the keys"},
         {"found duplicate title", "each VM needs a name of its own"},
     };
     char text[300];
 
     vsnprintf(text, sizeof(text), fmt, ap);
+    if (strcmp(text, "no such option '" END_KEY "'") == 0) {
+        fail(section->line, NULL, "vm %.80s: the section is not closed, its '}' is missing",
+             cfg_title(section));
+        return;
+    }
     for (size_t i = 0; i < COUNT(hints); i++)
         if (strncmp(text, hints[i][0], strlen(hints[i][0])) == 0) {
-            fail(section->line, NULL, "%s%s%s", i ? text : "", i ? "; " : "", hints[i][1]);
+            fail(section->line, NULL, "%s; %s", text, hints[i][1]);
             return;
         }
     fail(section->line, NULL, "%s", text);
@@ -380,8 +386,8 @@ static int on_vm_key(cfg_t *section, cfg_opt_t *opt)
     return -1;
 }
 
-/* Called for each element. */
-static int on_qemu_args(cfg_t *section, cfg_opt_t *opt)
+/* Called once for each element, unlike a list's validcb. */
+static int on_qemu_arg(cfg_t *section, cfg_opt_t *opt, const char *value, void *result)
 {
     struct vm_config *vm = vm_of(section);
 
@@ -391,7 +397,8 @@ static int on_qemu_args(cfg_t *section, cfg_opt_t *opt)
         return fail(section->line, vm, "qemu-args is already set in line %d; remove one",
                     parse->args_line);
     parse->args_line = section->line;
-    if (has_control_character(cfg_opt_getnstr(opt, cfg_opt_size(opt) - 1)))
+    *(const char **)result = value;
+    if (has_control_character(value))
         return fail(section->line, vm, "qemu-args: has a control character; is a quote missing?");
     return 0;
 }
@@ -469,7 +476,7 @@ static char *read_file(const char *path, struct error *err)
         error_set(err, "%s: has a NUL octet, not a text file", path);
         goto fail;
     }
-    memcpy(text + len, end, sizeof(end));
+    strcpy(text + len, len && text[len - 1] == '\n' ? end + 1 : end);
     fclose(f);
     return text;
 fail:
@@ -500,7 +507,7 @@ static int parse_text(const char *text)
         vm_opts[i].validcb = on_vm_key;
     }
     vm_opts[i] = (cfg_opt_t)CFG_STR_LIST("qemu-args", NULL, CFGF_NONE);
-    vm_opts[i].validcb = on_qemu_args;
+    vm_opts[i].parsecb = on_qemu_arg;
     vm_opts[i + 1] = (cfg_opt_t)CFG_END();
     for (i = 0; i < COUNT(top_keys); i++) {
         opts[i] = (cfg_opt_t)CFG_STR(top_keys[i].name, NULL, CFGF_NONE);

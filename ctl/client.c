@@ -185,7 +185,8 @@ int call(const struct ctl *ctl, enum side side, const char *verb, const char *vm
 
 static int add_vms(json_t *vms, json_t *result, struct failure *f)
 {
-    int rc = json_is_array(result) ? json_array_extend(vms, result) : json_array_append(vms, result);
+    int rc = json_is_array(result) ? json_array_extend(vms, result)
+                                   : json_array_append(vms, result);
     size_t i;
     json_t *vm;
 

@@ -9,7 +9,7 @@
 
 static const struct verb *const verbs[] = {
     &list_verb,     &status_verb,     &protect_verb, &unprotect_verb,
-    &takeover_verb, &switchover_verb, &set_verb,
+    &takeover_verb, &switchover_verb, &discard_verb, &set_verb,
 };
 #define VERB_COUNT (sizeof(verbs) / sizeof(*verbs))
 
@@ -54,7 +54,8 @@ static int run(const struct ctl *ctl, int argc, char **argv, struct failure *f)
         if (strcmp(verbs[i]->name, argv[0]) == 0)
             verb = verbs[i];
     if (!verb)
-        return fail(f, STATUS_USAGE, "usage", "no verb \"%s\"; remusctl --help lists them", argv[0]);
+        return fail(f, STATUS_USAGE, "usage", "no verb \"%s\"; remusctl --help lists them",
+                    argv[0]);
     argc--;
     argv++;
     if (argc < verb->min_args || argc > verb->max_args)

@@ -38,7 +38,8 @@ struct ctl {
 
 struct failure {
     int status;       /* exit status */
-    char code[16];    /* the daemon's, or one of ours: no-daemon, no-permission, no-answer, usage, interrupted */
+    char code[16];    /* the daemon's (common/control.h), or no-daemon, daemon-gone, no-permission,
+                         no-answer, interrupted */
     char text[1024];
 };
 
@@ -53,7 +54,7 @@ struct verb {
 };
 
 extern const struct verb list_verb, status_verb, protect_verb, unprotect_verb, takeover_verb,
-    switchover_verb, set_verb;
+    switchover_verb, discard_verb, set_verb;
 
 /* client.c.  Each returns 0 or f->status. */
 int fail(struct failure *f, int status, const char *code, const char *fmt, ...)
@@ -71,11 +72,11 @@ int call_both(const struct ctl *ctl, const char *verb, const char *vm, json_t **
 /* show.c */
 bool is_safe_state(const json_t *vm); /* protected, or ready to take over */
 const char *text_at(const json_t *vm, const char *key); /* "" when it is not there */
-double number_at(const json_t *vm, const char *path);   /* "sync.percent"; NAN when it is not there */
+double number_at(const json_t *vm, const char *path); /* "sync.percent"; NAN: not there */
 void show_verdict(FILE *out, const json_t *vm);         /* one line */
 void show_trouble(FILE *out, const json_t *vm);         /* what is wrong, what to do */
 void show_status(const json_t *vm);
-void make_printable(json_t *value); /* no control characters in any string: they come from outside */
+void make_printable(json_t *value); /* strings come from outside: no control characters */
 int print_json(json_t *object);     /* with "format":1; takes the reference */
 int print_vms(json_t *vms);         /* {"format":1,"vms":[...]}; takes the reference */
 
@@ -85,7 +86,7 @@ struct goal {
     enum side side;
     const char *target;          /* state in which it is done */
     const char *const *underway; /* states in which it may still be; NULL-terminated */
-    bool back_is_failure;        /* it began in an underway state: there again with a new error, it has failed */
+    bool back_is_failure;        /* in the state of before, with a new error, it has failed */
 };
 
 /*

@@ -185,7 +185,7 @@ static void say_active(FILE *out, const json_t *vm)
 {
     const char *reason = text_at(json_object_get(vm, "takeover"), "reason");
 
-    fprintf(out, "the guest runs on this host since %s, from checkpoint %s (%s; %s ms)",
+    fprintf(out, "the guest runs on this host for %s, from checkpoint %s (%s; %s ms)",
             DURATION("since_s"), COUNT("takeover.epoch"), or_dash(reason),
             COUNT("takeover.total_ms"));
 }
@@ -239,14 +239,15 @@ void show_verdict(FILE *out, const json_t *vm)
 void show_trouble(FILE *out, const json_t *vm)
 {
     const char *error = text_at(vm, "last_error"), *advice = text_at(vm, "advice");
-    const char *state = text_at(vm, "state");
-    bool history = is_safe_state(vm) || strcmp(state, "off") == 0 ||
-                   strcmp(state, "waiting") == 0 || strcmp(state, "handed-over") == 0;
+    bool history = is_safe_state(vm);
+    static const char *const well[] = {"off", "handed-over", "waiting", "active"};
 
+    for (size_t i = 0; i < sizeof(well) / sizeof(*well); i++)
+        history |= strcmp(text_at(vm, "state"), well[i]) == 0;
     if (*error)
-        fprintf(out, "  %-14s%s\n", history ? "last error" : "what is wrong", error);
+        fprintf(out, "  %-15s%s\n", history ? "last error" : "what is wrong", error);
     if (*advice)
-        fprintf(out, "  %-14s%s\n", "what to do", advice);
+        fprintf(out, "  %-15s%s\n", "what to do", advice);
 }
 
 /* -- the table -------------------------------------------------------------------------------- */
@@ -259,57 +260,63 @@ static void show_pauses(const json_t *vm)
 
     if (!json_is_object(json_object_get(vm, "pause_ms")))
         return;
-    printf("  %-14s%10s%10s%10s\n", "pause, ms", "p50", "p99", "max");
+    printf("  %-15s%10s%10s%10s\n", "pause, ms", "p50", "p99", "max");
     for (size_t i = 0; i < sizeof(phases) / sizeof(*phases); i++) {
         snprintf(p50, sizeof(p50), "pause_ms.%s.p50", phases[i]);
         snprintf(p99, sizeof(p99), "pause_ms.%s.p99", phases[i]);
         snprintf(max, sizeof(max), "pause_ms.%s.max", phases[i]);
-        printf("    %-12s%10s%10s%10s\n", phases[i], MS(p50), MS(p99), MS(max));
+        printf("    %-13s%10s%10s%10s\n", phases[i], MS(p50), MS(p99), MS(max));
     }
+}
+
+static void show_checkpoints(const json_t *vm)
+{
+    show_pauses(vm);
+    printf("  %-15sp50 %s ms, p99 %s ms\n", "acknowledged", MS("ack_lag_ms.p50"),
+           MS("ack_lag_ms.p99"));
+    printf("  %-15sp50 %s, p99 %s a checkpoint\n", "dirty pages", COUNT("dirty_pages.p50"),
+           COUNT("dirty_pages.p99"));
+    printf("  %-15s%s for %s of pages, ratio %s, page cache hits %s, codec %s of a core\n", "sent",
+           OCTETS("bytes_sent"), OCTETS("bytes_raw"), MS("ratio"), PERCENT("cache_hit_rate"),
+           PERCENT("cpu_share"));
 }
 
 static void show_primary(const json_t *vm)
 {
-    printf("  %-14s%s, %s, %s, dirty pages by %s\n", "guest", or_dash(text_at(vm, "platform")),
+    printf("  %-15s%s, %s, %s, dirty pages by %s\n", "guest", or_dash(text_at(vm, "platform")),
            or_dash(text_at(vm, "accelerator")), OCTETS("memory_bytes"),
            or_dash(text_at(vm, "tracker")));
-    printf("  %-14s%s, this state since %s\n", "backup", or_dash(text_at(vm, "peer")),
+    printf("  %-15s%s, this state for %s\n", "backup", or_dash(text_at(vm, "peer")),
            DURATION("since_s"));
-    printf("  %-14s%s every %s ms; epoch %s, acknowledged %s, in flight %s, had to wait %s\n",
+    printf("  %-15s%s every %s ms; epoch %s, acknowledged %s, in flight %s, had to wait %s\n",
            "checkpoints", COUNT("checkpoints"), COUNT("interval_ms"), COUNT("epoch"),
            COUNT("acked_epoch"), COUNT("in_flight"), COUNT("waited"));
-    show_pauses(vm);
-    printf("  %-14sp50 %s ms, p99 %s ms\n", "acknowledged", MS("ack_lag_ms.p50"),
-           MS("ack_lag_ms.p99"));
-    printf("  %-14sp50 %s, p99 %s a checkpoint\n", "dirty pages", COUNT("dirty_pages.p50"),
-           COUNT("dirty_pages.p99"));
-    printf("  %-14s%s for %s of pages, ratio %s, page cache hits %s, codec %s of a core\n", "sent",
-           OCTETS("bytes_sent"), OCTETS("bytes_raw"), MS("ratio"), PERCENT("cache_hit_rate"),
-           PERCENT("cpu_share"));
+    if (number_at(vm, "checkpoints") > 0)
+        show_checkpoints(vm);
     if (json_is_object(json_object_get(vm, "net"))) {
-        printf("  %-14s%s frames held (%s), at most %s; out %s, in %s, dropped in %s\n", "network",
+        printf("  %-15s%s frames held (%s), at most %s; out %s, in %s, dropped in %s\n", "network",
                COUNT("net.held_frames"), OCTETS("net.held_bytes"), COUNT("net.held_max"),
                COUNT("net.frames_out"), COUNT("net.frames_in"), COUNT("net.dropped_in"));
-        printf("  %-14sheld for p50 %s ms, p99 %s ms; guest slowed by a full queue for %s ms\n", "",
+        printf("  %-15sheld for p50 %s ms, p99 %s ms; guest slowed by a full queue for %s ms\n", "",
                MS("net.hold_ms.p50"), MS("net.hold_ms.p99"), COUNT("net.full_ms"));
     }
     if (json_is_object(json_object_get(vm, "staging")))
-        printf("  %-14s%s of %s, pauses stretched by a full buffer %s\n", "staging",
+        printf("  %-15s%s of %s, pauses stretched by a full buffer %s\n", "staging",
                OCTETS("staging.used_bytes"), OCTETS("staging.max_bytes"),
                COUNT("staging.stretched"));
 }
 
 static void show_backup(const json_t *vm)
 {
-    printf("  %-14s%s, %s\n", "guest", or_dash(text_at(vm, "platform")), OCTETS("memory_bytes"));
-    printf("  %-14s%s, heard %s ms ago, this state since %s\n", "primary",
+    printf("  %-15s%s, %s\n", "guest", or_dash(text_at(vm, "platform")), OCTETS("memory_bytes"));
+    printf("  %-15s%s, heard %s ms ago, this state for %s\n", "primary",
            or_dash(text_at(vm, "primary")), COUNT("last_heard_ms"), DURATION("since_s"));
-    printf("  %-14s%s, last epoch %s, %s received\n", "checkpoints", COUNT("checkpoints"),
+    printf("  %-15s%s, last epoch %s, %s received\n", "checkpoints", COUNT("checkpoints"),
            COUNT("epoch"), OCTETS("bytes_received"));
-    printf("  %-14s%s, arbiter %s\n", "takeover", or_dash(text_at(vm, "takeover_policy")),
+    printf("  %-15s%s, arbiter %s\n", "takeover", or_dash(text_at(vm, "takeover_policy")),
            or_dash(text_at(vm, "arbiter")));
     if (json_is_object(json_object_get(vm, "takeover")))
-        printf("  %-14sepoch %s, detected in %s ms, activated in %s ms, in all %s ms: %s\n",
+        printf("  %-15sepoch %s, detected in %s ms, activated in %s ms, in all %s ms: %s\n",
                "taken over", COUNT("takeover.epoch"), MS("takeover.detected_ms"),
                MS("takeover.activate_ms"), MS("takeover.total_ms"),
                or_dash(text_at(json_object_get(vm, "takeover"), "reason")));

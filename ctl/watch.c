@@ -76,8 +76,8 @@ static void show_progress(struct watch *w, const json_t *vm, uint64_t now)
     w->last_line = now;
 }
 
-static int get_status(const struct ctl *ctl, const struct goal *goal, const char *vm, json_t **status,
-                      struct failure *f)
+static int get_status(const struct ctl *ctl, const struct goal *goal, const char *vm,
+                      json_t **status, struct failure *f)
 {
     if (call(ctl, goal->side, "status", vm, NULL, status, f))
         return f->status;

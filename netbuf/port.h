@@ -2,9 +2,10 @@
 /*
  * The seam between the epoch engine and whatever holds the guest's packets.
  *
- * A port carries frames between the guest and its network and asks the gate (netbuf/gate.h, pure code) what to
- * do with each.  One file an implementation: frames (unix datagram socket to a tap); nfqueue and plug come later.
- * A port runs a thread of its own; every call here may come from any thread and returns quickly.
+ * A port carries frames between the guest and its network and asks the gate (netbuf/gate.h, pure
+ * code) what to do with each.  One file an implementation: frames (unix datagram socket to a tap);
+ * nfqueue and plug come later. A port runs a thread of its own; every call here may come from any
+ * thread and returns quickly.
  *
  * Fail closed: a port whose daemon dies releases nothing.
  */
@@ -39,9 +40,11 @@ struct port_ops {
     const char *name;
 
     /*
-     * The guest is suspended: everything it has sent up to now belongs to `epoch`, everything later to a later one.
-     * Appends the network state of this checkpoint (R2) to net_state.  Inside the pause: no logging, no
-     * waiting on the network (R8).
+     * The guest is suspended: everything it has sent up to now belongs to `epoch`, everything
+     * later to a later one. Appends the network state of this checkpoint (R2) to net_state.
+     * Inside the pause: no logging, no waiting on the network (R8).  Epochs rise over the life of
+     * the port, also from one protection to the next: -1 with EINVAL otherwise; -1 with ENOMEM.
+     * After a failure nothing of this epoch will be released.
      */
     int (*barrier)(struct port *p, uint64_t epoch, struct buffer *net_state);
 
@@ -56,9 +59,10 @@ struct port_ops {
     void (*pass)(struct port *p);
 
     /*
-     * The backup has activated the replica: tell the network where the guest's addresses live now (gratuitous
-     * ARP, unsolicited neighbour advertisement), several times over the next seconds, and pass.
-     * net_state: from the activated checkpoint; checked like anything from outside (R10).
+     * The backup has activated the replica: tell the network where the guest's addresses live now
+     * (gratuitous ARP, unsolicited neighbour advertisement), several times over the next seconds,
+     * and pass. net_state: from the activated checkpoint; checked like anything from outside
+     * (R10).
      */
     int (*activate)(struct port *p, const uint8_t *net_state, size_t len, struct error *err);
 
@@ -67,15 +71,23 @@ struct port_ops {
 };
 
 struct frames_port_config {
-    const char *guest_path;   /* unix datagram socket of the guest's device */
+    const char *guest_path;   /* unix datagram socket of the guest's device: bound, not connected;
+                               * may come later */
     const char *port_path;    /* ours; made by open, unlinked by close */
-    const char *tap;          /* existing tap interface; or "unix:PATH", a datagram socket (tests); "" = none */
-    const char *mac;          /* of the guest, for announcements */
-    size_t queue_bytes;       /* bound of the held frames (R9): at the bound the guest's sending waits */
+    const char *tap;          /* tap interface, made when it does not exist; "" = none, frames end here;
+                               * or "unix:PATH" (tests): frames go to the datagram socket PATH from a
+                               * nameless one, so PATH finds the guest as a switch does, by the
+                               * frames that come */
+    const char *mac;          /* of the guest, announced when no address is known; "" = none */
+    size_t queue_bytes;       /* bound of the held frames (R9), at least GATE_QUEUE_MIN: at the bound the
+                               * guest's sending waits */
 };
 
 /* Begins in hold. */
 int frames_port_open(struct port **p, const struct frames_port_config *cfg, struct error *err);
+
+/* What on this host will make a frames port slow, to be logged once; NULL: nothing. */
+const char *frames_port_warning(const struct port *p);
 
 /* A port without a network: barrier and release do nothing. */
 struct port *null_port_new(void);

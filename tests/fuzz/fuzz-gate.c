@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Input: network state (first octet even), or a schedule for the gate with frames made from the
+ * input (odd). The gate must take any frame; what it lets out must be what went in, in order (R6),
+ * and nothing that no release covers (R1).
+ */
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "netbuf/announce.h"
+#include "netbuf/gate.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
+
+static void check(int ok)
+{
+    if (!ok)
+        abort();
+}
+
+static void fuzz_net_state(const uint8_t *data, size_t len)
+{
+    struct net_addresses t, u;
+    struct buffer b = {0};
+    uint8_t frame[ANNOUNCE_FRAME_MAX];
+
+    if (net_state_decode(&t, data, len, NULL) < 0)
+        return;
+    for (unsigned i = 0; i < t.count; i++)
+        for (unsigned k = 0; k < ANNOUNCE_PER_ADDRESS; k++)
+            announce_frame(&t.entry[i], k, frame);
+    check(net_state_encode(&b, &t) == 0);
+    check(net_state_decode(&u, b.data, b.len, NULL) == 0);
+    check(u.count == t.count && memcmp(u.entry, t.entry, t.count * sizeof(t.entry[0])) == 0);
+    buffer_free(&b);
+}
+
+static void fuzz_gate(const uint8_t *data, size_t len)
+{
+    static struct {
+        const uint8_t *data;
+        size_t len;
+    } sent[4096];
+    struct gate *g = gate_new(GATE_QUEUE_MIN);
+    unsigned in = 0, out = 0, may = 0, closed = 0;
+    uint64_t epoch = 0, now = 1;
+    struct buffer b = {0};
+    struct net_addresses t;
+    struct iovec v;
+
+    while (len >= 2 && in < 4096) {
+        unsigned what = data[0] % 8, n = data[1];
+
+        data += 2;
+        len -= 2;
+        if (what == 6) {
+            check(gate_barrier(g, ++epoch) == 0);
+            closed = in;
+        } else if (what == 7) {
+            gate_release(g, epoch);
+            may = closed;
+        } else if (what == 5) {
+            for (; n && gate_peek(g, &v, 1) == 1; n--) {
+                check(out < may && v.iov_len == sent[out].len);
+                check(memcmp(v.iov_base, sent[out++].data, v.iov_len) == 0);
+                gate_pop(g, 1, now);
+            }
+        } else {
+            n = n > len ? (unsigned)len : n;
+            if (gate_send(g, data, n, now) == GATE_HELD) {
+                sent[in].data = data;
+                sent[in++].len = n;
+            }
+            data += n;
+            len -= n;
+        }
+        now++;
+    }
+    check(net_state_encode(&b, gate_addresses(g)) == 0);
+    check(net_state_decode(&t, b.data, b.len, NULL) == 0);
+    buffer_free(&b);
+    gate_free(g);
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
+{
+    if (len == 0)
+        return 0;
+    if (data[0] & 1)
+        fuzz_gate(data + 1, len - 1);
+    else
+        fuzz_net_state(data + 1, len - 1);
+    return 0;
+}

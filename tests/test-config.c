@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* R10: a bad configuration ends in one error that names the file, the line, the key and the way out. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <setjmp.h>
+#include <cmocka.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/config.h"
+#include "common/log.h"
+
+#define MIB (UINT64_C(1) << 20)
+#define FAKE "vm db1 {\nplatform = fake\n"
+
+static char path[] = "/tmp/test-config-XXXXXX";
+
+static int load_octets(struct config *cfg, const char *text, size_t len, struct error *err)
+{
+    FILE *f = fopen(path, "w");
+
+    assert_non_null(f);
+    assert_int_equal(fwrite(text, 1, len, f), len);
+    assert_int_equal(fclose(f), 0);
+    return config_load(cfg, path, err);
+}
+
+static int load(struct config *cfg, const char *text, struct error *err)
+{
+    return load_octets(cfg, text, strlen(text), err);
+}
+
+static void test_defaults(void **state)
+{
+    struct config cfg;
+    struct error err;
+    const struct vm_config *vm;
+
+    (void)state;
+    assert_int_equal(load(&cfg, "vm db1 { kernel = /boot/vmlinuz }", &err), 0);
+    assert_string_equal(cfg.run_dir, "/run/remus");
+    assert_string_equal(cfg.listen, "0.0.0.0:7910");
+    assert_int_equal(cfg.log_level, LOG_LEVEL_INFO);
+    assert_int_equal(cfg.vm_count, 1);
+    assert_null(config_vm(&cfg, "db2"));
+    vm = config_vm(&cfg, "db1");
+    assert_non_null(vm);
+    assert_string_equal(vm->run_dir, "/run/remus");
+    assert_string_equal(vm->backup, "");
+    assert_false(vm->protect);
+    assert_int_equal(vm->interval_ms, 25);
+    assert_int_equal(vm->heartbeat_ms, 20);
+    assert_int_equal(vm->timeout_ms, 200);
+    assert_int_equal(vm->degrade_after_ms, 2000);
+    assert_int_equal(vm->degrade, DEGRADE_HOLD);
+    assert_int_equal(vm->takeover, TAKEOVER_MANUAL);
+    assert_string_equal(vm->arbiter, "");
+    assert_int_equal(vm->arbiter_timeout_ms, 5000);
+    assert_int_equal(vm->staging_bytes, 64 * MIB);
+    assert_int_equal(vm->net_queue_bytes, 32 * MIB);
+    assert_string_equal(vm->platform, "qemu");
+    assert_int_equal(vm->memory_bytes, 128 * MIB);
+    assert_int_equal(vm->cpus, 1);
+    assert_string_equal(vm->tracker, "auto");
+    assert_string_equal(vm->tap, "");
+    assert_string_equal(vm->qemu, "qemu-system-x86_64");
+    assert_string_equal(vm->machine_state, "devices");
+    assert_null(vm->qemu_args[0]);
+    config_free(&cfg);
+}
+
+static void test_every_key(void **state)
+{
+    static const char text[] =
+        "# one of each\n"
+        "run-dir = \"/tmp/r\"\nlisten = \"[::1]:7911\"\nlog-level = debug\n"
+        "vm db1 {\n"
+        "backup = \"host-b.example:7910\"\nprotect = yes\ninterval = 10000\nheartbeat = 50\n"
+        "timeout = 101\ndegrade = release\ndegrade-after = 0\n"
+        "arbiter = \"exec /usr/bin/arbiter --vm 'a b'\"\narbiter-timeout = 100\n"
+        "takeover = automatic\nstaging = 4\nnet-queue = 4096\nplatform = qemu\n"
+        "memory = 4194304\ncpus = 255\ntracker = compare\ntap = tap0\n"
+        "mac = \"52:54:00:aB:cd:ef\"\nqemu = \"/opt/qemu\"\naccelerator = tcg\nkernel = '/k'\n"
+        "initrd = /i\nappend = \"console=hvc0 root=/dev/vda\"\nmachine-state = full\n"
+        "qemu-args = {\"-device\", 'virtio-rng-device'}\nfake-rate = 0\n"
+        "fake-pattern = hot\nfake-frames = 1000000\n"
+        "}\n"
+        "vm \"db-2.x_y\" { platform = fake qemu-args = {\na\n,} qemu-args += {b} tap = \"unix:/tmp/n\" mac = 02:00:00:00:00:01 }\n";
+    struct config cfg;
+    struct error err;
+    const struct vm_config *vm;
+
+    (void)state;
+    assert_int_equal(load(&cfg, text, &err), 0);
+    assert_string_equal(cfg.listen, "[::1]:7911");
+    assert_int_equal(cfg.log_level, LOG_LEVEL_DEBUG);
+    assert_int_equal(cfg.vm_count, 2);
+    vm = &cfg.vms[0];
+    assert_string_equal(vm->run_dir, "/tmp/r");
+    assert_string_equal(vm->backup, "host-b.example:7910");
+    assert_true(vm->protect);
+    assert_int_equal(vm->interval_ms, 10000);
+    assert_int_equal(vm->degrade, DEGRADE_RELEASE);
+    assert_int_equal(vm->degrade_after_ms, 0);
+    assert_string_equal(vm->arbiter, "/usr/bin/arbiter --vm 'a b'");
+    assert_int_equal(vm->takeover, TAKEOVER_AUTOMATIC);
+    assert_int_equal(vm->net_queue_bytes, 4096 * MIB);
+    assert_int_equal(vm->memory_bytes, 4194304 * MIB);
+    assert_string_equal(vm->mac, "52:54:00:aB:cd:ef");
+    assert_string_equal(vm->append, "console=hvc0 root=/dev/vda");
+    assert_string_equal(vm->qemu_args[0], "-device");
+    assert_string_equal(vm->qemu_args[1], "virtio-rng-device");
+    assert_null(vm->qemu_args[2]);
+    assert_int_equal(vm->fake_rate, 0);
+    assert_string_equal(vm->fake_pattern, "hot");
+    assert_string_equal(cfg.vms[1].name, "db-2.x_y");
+    assert_string_equal(cfg.vms[1].qemu_args[1], "b");
+    assert_null(cfg.vms[1].qemu_args[2]);
+    assert_string_equal(cfg.vms[1].tap, "unix:/tmp/n");
+    config_free(&cfg);
+}
+
+/* After the file's name: ":LINE: " and what else must be in the text. */
+static const struct bad {
+    const char *text, *place, *says;
+} bad[] = {
+    /* not our keys, not their form */
+    {"speed = 9\n", ":1: ", "no such option 'speed'; remusd.conf(5)"},
+    {FAKE "\nintervall = 25\n}\n", ":4: ", "'intervall'"},
+    {"include(\"/etc/passwd\")\n", ":1: ", "'include'"},
+    {"vm db1 { vm db2 { platform = fake } }\n", ":1: ", "'vm'"},
+    {"end-of-file = x\n", ":", "'end-of-file'"},
+    {"run-dir /x\n", ":1: ", "equal sign"},
+    {"listen = {a, b}\n", ":1: ", "'{'"},
+    {"listen += \"a:1\"\n", ":1: ", "listen"},
+    {"}\n", ":1: ", "brace"},
+    {"vm { platform = fake }\n", ":1: ", "title"},
+    /* what the end of the file must not close */
+    {FAKE, ":3: ", "vm db1: the section is not closed, its '}' is missing"},
+    {FAKE "qemu-args = {a,\n", ":4: ", "unexpected token"},
+    {FAKE "append = 'x\n}\n", ":", "unterminated"},
+    {FAKE "append = \"x\n}\n", ":", "quote missing"},
+    {FAKE "} /* \n", ":", "comment or a string is not closed"},
+    /* twice */
+    {"listen = \"a:1\"\nlisten = \"a:1\"\n", ":2: ", "listen is already set in line 1"},
+    {FAKE "cpus = 1\ncpus = 2\n}\n", ":4: vm db1: ", "cpus is already set in line 3"},
+    {FAKE "qemu-args = {a\n}\nqemu-args = {b}\n}\n", ":5: vm db1: ", "already set in line 3"},
+    {FAKE "}\nvm db1 { platform = fake }\n", ":4: ", "duplicate title 'db1'"},
+    /* names */
+    {"vm \"a b\" { platform = fake }\n", ":1: ", "vm \"a b\": want a name"},
+    {"vm \"../x\" { platform = fake }\n", ":1: ", "want a name"},
+    {"vm \"-x\" { platform = fake }\n", ":1: ", "want a name"},
+    {"vm \"\" { platform = fake }\n", ":1: ", "want a name"},
+    {"vm \"\" { }\n", ":1: ", "want a name"},
+    {"vm a234567890123456789012345678901234567890123456789012345678901234 {}\n", ":1: ",
+     "at most 63"},
+    /* numbers */
+    {FAKE "interval = 4\n}\n", ":3: vm db1: ", "interval = \"4\": want a number of ms from 5 to 10"},
+    {FAKE "interval = 10001\n}\n", ":3: ", "from 5 to 10000"},
+    {FAKE "interval = 25ms\n}\n", ":3: ", "\"25ms\""},
+    {FAKE "interval = \"\"\n}\n", ":3: ", "interval = \"\""},
+    {FAKE "interval = -25\n}\n", ":3: ", "\"-25\""},
+    {FAKE "interval = \" 25\"\n}\n", ":3: ", "\" 25\""},
+    {FAKE "interval = 0x19\n}\n", ":3: ", "\"0x19\""},
+    {FAKE "interval = 18446744073709551641\n}\n", ":3: ", "from 5"},
+    {FAKE "interval = 4294967321\n}\n", ":3: ", "from 5"},
+    {FAKE "memory = 15\n}\n", ":3: ", "MiB from 16 to 4194304"},
+    {FAKE "memory = 17592186044417\n}\n", ":3: ", "MiB from 16"},
+    {FAKE "cpus = 0\n}\n", ":3: ", "processors from 1"},
+    {FAKE "fake-rate = 1e6\n}\n", ":3: ", "pages a second"},
+    /* words */
+    {FAKE "protect = true\n}\n", ":3: ", "want yes or no"},
+    {FAKE "degrade = Hold\n}\n", ":3: ", "want hold, release or stop"},
+    {FAKE "takeover = auto\n}\n", ":3: ", "want manual or automatic"},
+    {FAKE "tracker = uff\n}\n", ":3: ", "want auto, uffd or compare"},
+    {"vm a { platform = xen }\n", ":1: vm a: ", "want qemu or fake"},
+    {"log-level = loud\n", ":1: ", "error, warning, info or debug"},
+    /* addresses */
+    {"listen = 7910\n", ":1: ", "want HOST:PORT"},
+    {"listen = \":7910\"\n", ":1: ", "want HOST:PORT"},
+    {"listen = \"a:0\"\n", ":1: ", "want HOST:PORT"},
+    {"listen = \"a:65536\"\n", ":1: ", "want HOST:PORT"},
+    {"listen = \"a:http\"\n", ":1: ", "want HOST:PORT"},
+    {"listen = \"::1:7910\"\n", ":1: ", "[IPV6]:PORT"},
+    {"listen = \"[::g]:7910\"\n", ":1: ", "[IPV6]:PORT"},
+    {"listen = \"[]:7910\"\n", ":1: ", "[IPV6]:PORT"},
+    {"listen = \"[::1:7910\"\n", ":1: ", "[IPV6]:PORT"},
+    {"listen = \"[\"\n", ":1: ", "[IPV6]:PORT"},
+    {"listen = \"]:1\"\n", ":1: ", "[IPV6]:PORT"},
+    {FAKE "backup = \"a b:7910\"\n}\n", ":3: vm db1: ", "want HOST:PORT"},
+    /* the rest */
+    {"run-dir = run\n", ":1: ", "an absolute path"},
+    {"run-dir = \"/a,b\"\n", ":1: ", "without a comma"},
+    {"run-dir = \"/x\\ny\"\n", ":1: ", "control character"},
+    {FAKE "qemu-args = {\"a\\nb\"}\n}\n", ":3: ", "control character"},
+    {FAKE "mac = \"52:54:00:12:34\"\n}\n", ":3: ", "six octets"},
+    {FAKE "mac = \"52-54-00-12-34-56\"\n}\n", ":3: ", "six octets"},
+    {FAKE "mac = \"5z:54:00:12:34:56\"\n}\n", ":3: ", "six octets"},
+    {FAKE "mac = \"53:54:00:12:34:56\"\n}\n", ":3: ", "no multicast"},
+    {FAKE "mac = \"00:00:00:00:00:00\"\n}\n", ":3: ", "six octets"},
+    {FAKE "mac = \"52:54:00:12:34:56\"\ntap = a234567890123456\n}\n", ":4: ", "15 octets"},
+    {FAKE "mac = \"52:54:00:12:34:56\"\ntap = \"../x\"\n}\n", ":4: ", "an interface name"},
+    {FAKE "arbiter = \"/bin/true\"\n}\n", ":3: ", "exec /PATH"},
+    {FAKE "arbiter = \"exec true\"\n}\n", ":3: ", "exec /PATH"},
+    {FAKE "arbiter = \"exec \"\n}\n", ":3: ", "exec /PATH"},
+    /* what one key alone cannot tell: the line is that of a key that was written */
+    {FAKE "timeout = 40\n\n}\n", ":3: ", "more than twice the heartbeat of 20 ms"},
+    {FAKE "\nheartbeat = 100\n}\n", ":4: ", "timeout = 200"},
+    {FAKE "protect = yes\n}\n", ":3: ", "needs backup"},
+    {FAKE "tap = tap0\n}\n", ":3: ", "tap needs mac"},
+    {"vm db1 {\n}\n", ":2: vm db1: ", "kernel is missing"},
+};
+
+static void test_r10_bad_input_names_the_place(void **state)
+{
+    char place[128];
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        struct config cfg;
+        struct error err = {""};
+
+        if (load(&cfg, bad[i].text, &err) == 0)
+            fail_msg("accepted: %s", bad[i].text);
+        snprintf(place, sizeof(place), "%s%s", path, bad[i].place);
+        if (strncmp(err.text, place, strlen(place)) != 0 || !strstr(err.text, bad[i].says))
+            fail_msg("for %s\ngot  %s\nwant %s...%s", bad[i].text, err.text, place, bad[i].says);
+        assert_null(cfg.vms);
+        assert_int_equal(cfg.vm_count, 0);
+    }
+}
+
+static void test_r10_no_text_file(void **state)
+{
+    size_t len = (1u << 20) + 1;
+    char *big = malloc(len);
+    struct config cfg;
+    struct error err;
+
+    (void)state;
+    assert_non_null(big);
+    memset(big, '#', len);
+    assert_int_equal(load_octets(&cfg, big, len - 1, &err), 0);
+    config_free(&cfg);
+    assert_int_equal(load_octets(&cfg, big, len, &err), -1);
+    assert_non_null(strstr(err.text, "larger than 1 MiB"));
+    free(big);
+    assert_int_equal(load_octets(&cfg, "listen\0", 7, &err), -1);
+    assert_non_null(strstr(err.text, "NUL"));
+    assert_int_equal(config_load(&cfg, "/nonexistent/remusd.conf", &err), -1);
+    assert_string_equal(err.text, "/nonexistent/remusd.conf: No such file or directory");
+    assert_int_equal(config_load(&cfg, "/tmp", &err), -1);
+}
+
+/* Any octets end in success or in an error: run under the sanitizers. */
+static void test_r10_any_octets(void **state)
+{
+    static const char *const words[] = {"vm", "db1", "{", "}", "=", "\"", "'", "/*", "*/", "\n",
+                                        "interval", "25", "qemu-args", ",", "+=", "\\", "${HOME}",
+                                        "(", ")", "listen", "a:1", "\x01", "\xff", "#", "//"};
+    unsigned seed = 1;
+    unsigned loaded = 0;
+
+    (void)state;
+    for (int round = 0; round < 500; round++) {
+        char text[400] = "";
+        struct config cfg;
+        struct error err = {""};
+
+        for (int n = rand_r(&seed) % 24; n > 0; n--) {
+            strcat(text, words[(size_t)rand_r(&seed) % (sizeof(words) / sizeof(*words))]);
+            strcat(text, rand_r(&seed) % 3 ? " " : "");
+        }
+        if (load(&cfg, text, &err) == 0) {
+            loaded++;
+            config_free(&cfg);
+        } else {
+            assert_int_equal(strncmp(err.text, path, strlen(path)), 0);
+        }
+    }
+    assert_in_range(loaded, 1, 499);
+}
+
+static void test_split_address(void **state)
+{
+    char host[256], port[16], longest[300];
+
+    (void)state;
+    assert_int_equal(config_split_address("[fe80::1%eth0]:65535", host, port, NULL), 0);
+    assert_string_equal(host, "fe80::1%eth0");
+    assert_string_equal(port, "65535");
+    memset(longest, 'a', sizeof(longest));
+    strcpy(longest + 255, ":1");
+    assert_int_equal(config_split_address(longest, host, port, NULL), 0);
+    strcpy(longest + 255, "a:1");
+    assert_int_equal(config_split_address(longest, host, port, NULL), -1);
+}
+
+static int make_file(void **state)
+{
+    int fd = mkstemp(path);
+
+    (void)state;
+    return fd < 0 ? -1 : close(fd);
+}
+
+static int remove_file(void **state)
+{
+    (void)state;
+    return unlink(path);
+}
+
+/* With an argument: what `remusd -t -c FILE` does, for synopsis.py. */
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_every_key),
+        cmocka_unit_test(test_r10_bad_input_names_the_place),
+        cmocka_unit_test(test_r10_no_text_file),
+        cmocka_unit_test(test_r10_any_octets),
+        cmocka_unit_test(test_split_address),
+    };
+
+    if (argc == 2) {
+        struct config cfg;
+        struct error err;
+        int rc = config_load(&cfg, argv[1], &err);
+
+        puts(rc < 0 ? err.text : "ok");
+        config_free(&cfg);
+        return rc < 0;
+    }
+    return cmocka_run_group_tests(tests, make_file, remove_file);
+}

@@ -1,0 +1,402 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The whole checkpoint path in one process: a fake guest, the primary's engine, a memory channel, and the
+ * backup's receiver behind it.  The backup of this test decides when to acknowledge and when to break the link.
+ *
+ *   R1  a release follows the acknowledgement of that epoch, never precedes it
+ *   R2  what is acknowledged is whole: the replica equals the guest, byte for byte
+ *   R4  a link that breaks in the middle of a checkpoint leaves the replica at the checkpoint before
+ *   R8  the order inside the pause
+ *   R9  no memory grows over 10,000 epochs; a staging buffer that is too small slows down and loses nothing
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "backup/receiver.h"
+#include "common/clock.h"
+#include "remusd/engine.h"
+#include "vm/fake/fake.h"
+
+#define MEMORY (32u << 20)
+
+/* --- a port that only remembers --- */
+
+struct log_port {
+    struct port port;
+    _Atomic uint64_t barrier, released;
+    _Atomic uint64_t *acked; /* what the backup has acknowledged */
+    _Atomic bool early;      /* a release came before its acknowledgement: R1 broken */
+    _Atomic bool held;
+};
+
+static int log_barrier(struct port *p, uint64_t epoch, struct buffer *net)
+{
+    struct log_port *l = (struct log_port *)p;
+
+    l->barrier = epoch;
+    return buffer_append(net, "net", 3);
+}
+
+static void log_release(struct port *p, uint64_t epoch)
+{
+    struct log_port *l = (struct log_port *)p;
+
+    if (epoch > *l->acked || epoch > l->barrier)
+        l->early = true;
+    l->released = epoch;
+}
+
+static void log_hold(struct port *p)
+{
+    ((struct log_port *)p)->held = true;
+}
+
+static const struct port_ops log_ops = {
+    .name = "log", .barrier = log_barrier, .release = log_release, .hold = log_hold};
+
+/* --- a backup --- */
+
+struct backup {
+    struct link *link;
+    struct receiver *receiver;
+    pthread_t thread;
+    _Atomic uint64_t acked;
+    _Atomic uint64_t withhold;      /* acknowledge nothing from this epoch on */
+    _Atomic uint64_t break_after;   /* break the link after so many records; 0: never */
+    _Atomic bool failed;
+    char why[512];
+};
+
+static void *backup_run(void *arg)
+{
+    struct backup *b = arg;
+
+    for (;;) {
+        struct record rec;
+        struct error err;
+
+        if (link_recv(b->link, &rec, TIME_NEVER, &err) != LINK_RECORD)
+            return NULL;
+        if (rec.type == PROTO_HEARTBEAT)
+            continue;
+        if (b->break_after && --b->break_after == 0) {
+            link_shutdown(b->link);
+            return NULL;
+        }
+        switch (receiver_record(b->receiver, &rec, &err)) {
+        case RECEIVER_WHOLE:
+            if (rec.epoch < b->withhold) {
+                b->acked = rec.epoch;
+                receiver_apply(b->receiver);
+                link_send_empty(b->link, PROTO_ACK, rec.epoch);
+            } else {
+                receiver_apply(b->receiver);
+            }
+            break;
+        case RECEIVER_MORE:
+            break;
+        case RECEIVER_ERROR:
+            snprintf(b->why, sizeof(b->why), "%s", err.text);
+            b->failed = true;
+            return NULL;
+        }
+    }
+}
+
+/* --- both together --- */
+
+struct pair {
+    char run_dir[64];
+    struct vm_config cfg;
+    struct vm *vm;
+    struct log_port port;
+    struct engine engine;
+    struct backup backup;
+    uint8_t *replica;
+};
+
+static void setup(struct pair *p, const char *pattern, unsigned rate, size_t staging)
+{
+    struct error err = {""};
+
+    memset(p, 0, sizeof(*p));
+    snprintf(p->run_dir, sizeof(p->run_dir), "/tmp/remus-test-XXXXXX");
+    assert_non_null(mkdtemp(p->run_dir));
+    p->cfg = (struct vm_config){
+        .name = "fake1",
+        .run_dir = p->run_dir,
+        .backup = "",
+        .interval_ms = 5,
+        .heartbeat_ms = 20,
+        .timeout_ms = 5000,
+        .arbiter = "",
+        .staging_bytes = staging,
+        .platform = "fake",
+        .memory_bytes = MEMORY,
+        .cpus = 1,
+        .tracker = "auto",
+        .tap = "",
+        .mac = "",
+        .fake_rate = rate,
+        .fake_pattern = (char *)pattern,
+    };
+    if (vm_platform("fake")->open(&p->vm, &p->cfg, &err) < 0)
+        fail_msg("%s", err.text);
+    p->port = (struct log_port){.port.ops = &log_ops, .acked = &p->backup.acked};
+    engine_init(&p->engine, &p->cfg);
+    assert_int_equal(engine_open(&p->engine, p->vm, &p->port.port, &err), 0);
+    p->replica = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    assert_ptr_not_equal(p->replica, MAP_FAILED);
+    p->backup.receiver = receiver_new(p->replica, MEMORY / PAGE_SIZE, MEMORY);
+    p->backup.withhold = UINT64_MAX;
+}
+
+/* committed: as WELCOME says it, 0 to send everything. */
+static void connect_pair(struct pair *p, uint64_t committed)
+{
+    struct chan *ends[2];
+    struct error err = {""};
+
+    assert_int_equal(mem_chan_pair(ends, 1 << 20), 0);
+    receiver_start(p->backup.receiver, committed != 0);
+    p->backup.link = link_new(ends[1]);
+    assert_non_null(p->backup.link);
+    assert_int_equal(link_start_heartbeats(p->backup.link, 20 * NS_PER_MS), 0);
+    assert_int_equal(pthread_create(&p->backup.thread, NULL, backup_run, &p->backup), 0);
+    assert_int_equal(engine_attach(&p->engine, link_new(ends[0]), committed, &err), 0);
+}
+
+static void disconnect_pair(struct pair *p)
+{
+    engine_detach(&p->engine);
+    pthread_join(p->backup.thread, NULL);
+    link_free(p->backup.link);
+    if (p->backup.failed)
+        fail_msg("backup: %s", p->backup.why);
+}
+
+static void teardown(struct pair *p)
+{
+    engine_free(&p->engine);
+    p->vm->ops->destroy(p->vm);
+    receiver_free(p->backup.receiver);
+    munmap(p->replica, MEMORY);
+    rmdir(p->run_dir);
+}
+
+/* Waits for the acknowledgement of everything taken; false when the link ended. */
+static bool settle(struct pair *p)
+{
+    struct engine *e = &p->engine;
+    bool up;
+
+    pthread_mutex_lock(&e->lock);
+    while (e->link_end == LINK_UP && e->pacer.acked < e->pacer.taken)
+        engine_wait(e, TIME_NEVER);
+    up = e->link_end == LINK_UP;
+    pthread_mutex_unlock(&e->lock);
+    return up;
+}
+
+static uint64_t applied(struct pair *p)
+{
+    struct receiver_checkpoint ck;
+
+    receiver_checkpoint(p->backup.receiver, &ck);
+    return ck.epoch;
+}
+
+static void assert_equal(struct pair *p)
+{
+    for (uint64_t i = 0; i < p->vm->pages; i++)
+        if (memcmp(p->vm->memory + i * PAGE_SIZE, p->replica + i * PAGE_SIZE, PAGE_SIZE) != 0)
+            fail_msg("page %lu differs at checkpoint %lu", (unsigned long)i,
+                     (unsigned long)p->engine.pacer.taken);
+}
+
+static void sync_pair(struct pair *p)
+{
+    struct error err = {""};
+
+    connect_pair(p, 0);
+    assert_int_equal(engine_precopy(&p->engine, &err), 0);
+}
+
+/* --- tests --- */
+
+static void test_replica_equals_guest_R2(void **state)
+{
+    struct pair p;
+    struct error err = {""};
+
+    (void)state;
+    setup(&p, "random", 50000, 8 << 20);
+    sync_pair(&p);
+    for (int i = 0; i < 60; i++) {
+        assert_int_equal(engine_checkpoint(&p.engine, false, &err), 0);
+        assert_true(settle(&p));
+        assert_equal(&p);
+        assert_int_equal(p.vm->ops->resume(p.vm, &err), 0);
+        clock_sleep_until(clock_ns() + 3 * NS_PER_MS);
+    }
+    assert_false(p.port.early);
+    assert_int_equal(p.port.released, p.engine.pacer.taken);
+    disconnect_pair(&p);
+    teardown(&p);
+}
+
+static void test_no_release_without_ack_R1(void **state)
+{
+    struct pair p;
+    struct error err = {""};
+
+    (void)state;
+    setup(&p, "random", 20000, 8 << 20);
+    sync_pair(&p);
+    assert_false(p.port.held); /* before the first checkpoint nothing is held back */
+    for (int i = 0; i < 10; i++) {
+        assert_int_equal(engine_checkpoint(&p.engine, true, &err), 0);
+        assert_true(settle(&p));
+    }
+    assert_true(p.port.held);
+    p.backup.withhold = 11;
+    assert_int_equal(engine_checkpoint(&p.engine, true, &err), 0);
+    assert_int_equal(engine_checkpoint(&p.engine, true, &err), 0);
+    while (applied(&p) < 12) /* the backup has both, and says nothing */
+        clock_sleep_until(clock_ns() + NS_PER_MS);
+    clock_sleep_until(clock_ns() + 100 * NS_PER_MS);
+    assert_int_equal(p.port.released, 10);
+    assert_int_equal(p.port.barrier, 12);
+    /* the third must wait */
+    assert_true(pacer_due(&p.engine.pacer, clock_ns()) == TIME_NEVER);
+    assert_false(p.port.early);
+    disconnect_pair(&p);
+    assert_int_equal(p.port.released, 10); /* nor does the end of the link release anything */
+    teardown(&p);
+}
+
+static void test_broken_links_R4(void **state)
+{
+    struct pair p;
+    struct error err = {""};
+    unsigned seed = 7;
+    uint64_t committed = 0;
+
+    (void)state;
+    setup(&p, "random", 30000, 8 << 20);
+    for (int round = 0; round < 40; round++) {
+        connect_pair(&p, committed);
+        p.backup.break_after = (uint64_t)(rand_r(&seed) % 40 + 1) * (round < 3 ? 100 : 1);
+        if (!committed && engine_precopy(&p.engine, &err) < 0) {
+            disconnect_pair(&p);
+            continue;
+        }
+        for (int i = 0; i < 8 && engine_checkpoint(&p.engine, false, &err) == 0; i++) {
+            bool up = settle(&p);
+            if (applied(&p) == p.engine.pacer.taken)
+                assert_equal(&p); /* R4: whole, or not at all */
+            assert_int_equal(p.vm->ops->resume(p.vm, &err), 0);
+            if (!up)
+                break;
+        }
+        committed = applied(&p);
+        disconnect_pair(&p);
+    }
+    p.backup.break_after = 0;
+    connect_pair(&p, committed);
+    if (!committed)
+        assert_int_equal(engine_precopy(&p.engine, &err), 0);
+    assert_int_equal(engine_checkpoint(&p.engine, false, &err), 0);
+    assert_true(settle(&p));
+    assert_equal(&p);
+    assert_false(p.port.early);
+    disconnect_pair(&p);
+    teardown(&p);
+}
+
+static void test_small_staging_slows_down_R9(void **state)
+{
+    struct pair p;
+    struct error err = {""};
+    struct staging_stats stats;
+
+    (void)state;
+    setup(&p, "random", 500000, 1 << 20);
+    sync_pair(&p);
+    for (int i = 0; i < 20; i++) {
+        clock_sleep_until(clock_ns() + 10 * NS_PER_MS);
+        assert_int_equal(engine_checkpoint(&p.engine, false, &err), 0);
+        assert_true(settle(&p));
+        assert_equal(&p);
+        assert_int_equal(p.vm->ops->resume(p.vm, &err), 0);
+    }
+    staging_stats(p.engine.staging, &stats);
+    assert_int_equal(stats.max_bytes, 1 << 20);
+    assert_true(stats.stretched > 0);
+    disconnect_pair(&p);
+    teardown(&p);
+}
+
+static long resident_pages(void)
+{
+    long size, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+
+    if (f) {
+        if (fscanf(f, "%ld %ld", &size, &resident) != 2)
+            resident = 0;
+        fclose(f);
+    }
+    return resident;
+}
+
+static void test_no_growth_R9(void **state)
+{
+    struct pair p;
+    struct error err = {""};
+    struct fake_guest_stats guest;
+    long before = 0;
+
+    (void)state;
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    skip(); /* the sanitizers' own memory grows */
+#endif
+    setup(&p, "sequential", 200000, 8 << 20); /* all of memory is written before the count begins */
+    sync_pair(&p);
+    for (int left = 10000; left > 0;) {
+        assert_int_equal(engine_checkpoint(&p.engine, true, &err), 0);
+        assert_true(settle(&p));
+        if (before)
+            left--;
+        else if (fake_guest_stats(p.run_dir, "fake1", &guest, &err) == 0 &&
+                 guest.writes > 4 * p.vm->pages && p.engine.stats.checkpoints > 2000)
+            before = resident_pages();
+    }
+    assert_true(before > 0);
+    /* the guest's and the replica's memory are resident since the synchronisation */
+    if (resident_pages() - before > 256)
+        fail_msg("grew by %ld pages in 10000 epochs", resident_pages() - before);
+    disconnect_pair(&p);
+    teardown(&p);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_replica_equals_guest_R2),
+        cmocka_unit_test(test_no_release_without_ack_R1),
+        cmocka_unit_test(test_broken_links_R4),
+        cmocka_unit_test(test_small_staging_slows_down_R9),
+        cmocka_unit_test(test_no_growth_R9),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <stdio.h>
+#include <string.h>
+
+#include "fake/fake.h"
+#include "qemu/qemu.h"
+#include "vm.h"
+
+static const struct vm_ops *const vm_platforms[] = {&qemu_vm_ops, &fake_vm_ops};
+static const struct replica_ops *const replica_platforms[] = {&qemu_replica_ops, &fake_replica_ops};
+
+const struct vm_ops *vm_platform(const char *name)
+{
+    for (size_t i = 0; i < sizeof(vm_platforms) / sizeof(*vm_platforms); i++)
+        if (strcmp(vm_platforms[i]->name, name) == 0)
+            return vm_platforms[i];
+    return NULL;
+}
+
+const struct replica_ops *replica_platform(const char *name)
+{
+    for (size_t i = 0; i < sizeof(replica_platforms) / sizeof(*replica_platforms); i++)
+        if (strcmp(replica_platforms[i]->name, name) == 0)
+            return replica_platforms[i];
+    return NULL;
+}
+
+int vm_net_paths(const struct vm_config *cfg, char guest[108], char port[108])
+{
+    int g = snprintf(guest, 108, "%s/%s.net-guest", cfg->run_dir, cfg->name);
+    int p = snprintf(port, 108, "%s/%s.net-port", cfg->run_dir, cfg->name);
+
+    return g > 0 && g < 108 && p > 0 && p < 108 ? 0 : -1;
+}
