@@ -217,6 +217,11 @@ uint64_t link_last_heard(const struct link *l)
     return l->last_heard;
 }
 
+uint64_t link_rate(const struct link *l)
+{
+    return l->chan->ops->rate(l->chan);
+}
+
 uint64_t link_bytes_sent(const struct link *l)
 {
     return l->bytes_sent;

@@ -114,7 +114,6 @@ static void record(struct engine *e, uint64_t began, const uint64_t times[PHASES
     }
     samples_add(&e->stats.pause[PHASE_TOTAL], before - began);
     samples_add(&e->stats.dirty, pages);
-    e->stats.bytes_raw += pages * PAGE_SIZE;
 }
 
 int engine_checkpoint(struct engine *e, bool resume, struct error *err)

@@ -138,6 +138,8 @@ static void setup(struct pair *p, const char *pattern, unsigned rate, size_t sta
         .heartbeat_ms = 20,
         .timeout_ms = 5000,
         .arbiter = "",
+        .compression = "auto",
+        .compression_threads = 1,
         .staging_bytes = staging,
         .platform = "fake",
         .memory_bytes = MEMORY,
