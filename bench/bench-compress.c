@@ -207,13 +207,15 @@ int bench_compress(int argc, char **argv)
     static const struct option options[] = {
         {"trace", required_argument, NULL, 't'},  {"json", no_argument, NULL, 'j'},
         {"cache", required_argument, NULL, 'c'},  {"rounds", required_argument, NULL, 'r'},
-        {"codec", required_argument, NULL, 'o'},  {"no-base", no_argument, NULL, 'n'}, {0}};
+        {"codec", required_argument, NULL, 'o'},  {"no-base", no_argument, NULL, 'n'},
+        {"random", required_argument, NULL, 'a'}, {0}};
     const char *path = NULL, *only = NULL;
     bool json = false, base = true;
     uint64_t cache_mib = 32;
+    size_t random = 0;
     struct trace trace;
     struct error err;
-    int c, rounds = 3, rc;
+    int c, rounds = 5, rc;
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
@@ -232,19 +234,22 @@ int bench_compress(int argc, char **argv)
         case 'o':
             only = optarg;
             break;
+        case 'a':
+            random = strtoull(optarg, NULL, 10);
+            break;
         case 'n':
             base = false;
             break;
         default:
             return 2;
         }
-    if (!path || optind != argc || rounds < 1 || rounds > ROUNDS_MAX || cache_mib < 1 ||
-        cache_mib > 1 << 20) {
-        fprintf(stderr, "usage: %s --trace FILE [--json] [--cache MIB] [--rounds N] [--codec NAME] "
-                "[--no-base]\n", argv[0]);
+    if (!path == !random || random > 1 << 24 || optind != argc || rounds < 1 || rounds > ROUNDS_MAX ||
+        cache_mib < 1 || cache_mib > 1 << 20) {
+        fprintf(stderr, "usage: %s (--trace FILE | --random PAGES) [--json] [--cache MIB] [--rounds N] "
+                "[--codec NAME] [--no-base]\n", argv[0]);
         return 2;
     }
-    if (trace_open(&trace, path, &err) < 0) {
+    if ((path ? trace_open(&trace, path, &err) : trace_random(&trace, random, &err)) < 0) {
         fprintf(stderr, "%s: %s\n", argv[0], err.text);
         return 1;
     }

@@ -201,6 +201,7 @@ const struct page_stats *page_encoder_stats(struct page_encoder *enc)
         stats->blocks += one->blocks;
         stats->bytes_in += one->bytes_in;
         stats->bytes_out += one->bytes_out;
+        stats->lookups += one->lookups;
         stats->hits += one->hits;
     }
     return stats;
@@ -530,6 +531,7 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
     for (size_t i = 0; i < raws; i++, end += PAGE_BYTES)
         memcpy(end, w->raw[i], PAGE_BYTES);
     w->stats.blocks++;
+    w->stats.lookups += w->n;
     w->stats.bytes_in += w->n * PAGE_BYTES;
     w->stats.bytes_out += (size_t)(end - out);
     return end - out;

@@ -112,7 +112,8 @@ struct page_stats {
     uint64_t blocks;
     uint64_t bytes_in;   /* pages * PAGE_BYTES */
     uint64_t bytes_out;
-    uint64_t hits; /* pages of which the cache held a copy */
+    uint64_t lookups;  /* pages that were looked up in the cache, and those of which it held a copy */
+    uint64_t hits;
 };
 
 struct page_encoder_config {
