@@ -72,7 +72,8 @@ static size_t unique(struct trace_page *pages, size_t n, bool keep_last)
     size_t kept = 0;
 
     for (size_t i = 0; i < n; i++) {
-        if (kept && pages[kept - 1].pfn == pages[i].pfn && pages[kept - 1].epoch == pages[i].epoch) {
+        if (kept && pages[kept - 1].pfn == pages[i].pfn &&
+            pages[kept - 1].epoch == pages[i].epoch) {
             if (keep_last)
                 pages[kept - 1] = pages[i];
             continue;
@@ -184,8 +185,8 @@ int trace_random(struct trace *t, size_t pages, struct error *err)
 
     memset(t, 0, sizeof(*t));
     t->count = pages;
-    map = mmap(NULL, pages * sizeof(*t->records), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-               -1, 0);
+    map = mmap(NULL, pages * sizeof(*t->records), PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED)
         return error_set(err, "%zu random pages: %s", pages, strerror(errno));
     t->records = map;

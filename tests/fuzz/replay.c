@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Runs a fuzz target without libFuzzer: every file of the corpus as it is, then changed at random, always in the
- * same way. Arguments: the folder and how many changes of each file. TAP, for make check.
+ * Runs a fuzz target without libFuzzer: every file of the corpus as it is, then changed at random,
+ * always in the same way. Arguments: the folder and how many changes of each file. TAP, for make
+ * check.
  */
 #include <dirent.h>
 #include <stdint.h>
