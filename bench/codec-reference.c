@@ -159,13 +159,40 @@ static int lz4_decode(int kind, const uint8_t *in, size_t len, const uint8_t *ol
     return LZ4_decompress_safe((const char *)in, (char *)page, (int)len, PAGE) == PAGE ? 0 : -1;
 }
 
-#ifdef __x86_64__
-__attribute__((target_clones("default", "avx2", "avx512f"), optimize("O3")))
-#endif
-static void xor_pages(uint8_t *restrict out, const uint8_t *restrict a, const uint8_t *restrict b)
+static inline __attribute__((always_inline)) void
+xor_loop(uint8_t *restrict out, const uint8_t *restrict a, const uint8_t *restrict b)
 {
     for (int i = 0; i < PAGE; i++)
         out[i] = a[i] ^ b[i];
+}
+
+#ifdef __x86_64__
+__attribute__((target("avx512f"))) static void xor_avx512(uint8_t *out, const uint8_t *a,
+                                                          const uint8_t *b)
+{
+    xor_loop(out, a, b);
+}
+
+__attribute__((target("avx2"))) static void xor_avx2(uint8_t *out, const uint8_t *a,
+                                                     const uint8_t *b)
+{
+    xor_loop(out, a, b);
+}
+#endif
+
+static void xor_pages(uint8_t *out, const uint8_t *a, const uint8_t *b)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx512f")) {
+        xor_avx512(out, a, b);
+        return;
+    }
+    if (__builtin_cpu_supports("avx2")) {
+        xor_avx2(out, a, b);
+        return;
+    }
+#endif
+    xor_loop(out, a, b);
 }
 
 static int xorlz4_encode(const uint8_t *page, const uint8_t *old, uint8_t *out, size_t *len)
