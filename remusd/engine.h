@@ -73,6 +73,7 @@ struct engine {
 
     /* epoch thread only */
     struct bitmap dirty;            /* pages that the next checkpoint must carry */
+    struct bitmap touched;          /* pages that ever were dirty: all others are zero, here and in a new replica */
     bool holding;                   /* the port holds the guest's output */
     pthread_t ship_thread, receive_thread;
 
@@ -99,7 +100,8 @@ void engine_free(struct engine *e);
 
 /*
  * Starts to ship over a link whose handshake is done; owns it until engine_detach.
- * committed: the checkpoint of this session that the backup holds, 0 for none.  With none, every page becomes dirty.
+ * committed: the checkpoint of this session that the backup holds, 0 for none.  With none, all that was ever
+ * written becomes dirty.
  */
 int engine_attach(struct engine *e, struct link *link, uint64_t committed, struct error *err);
 

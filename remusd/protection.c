@@ -142,7 +142,13 @@ static int send_hello(struct protection *p, struct link *link, uint32_t flags)
     return link_send(link, PROTO_HELLO, 0, &iov, 1);
 }
 
-enum answer { ANSWER_WELCOME, ANSWER_REFUSED, ANSWER_ACTIVE, ANSWER_FAILED };
+enum answer {
+    ANSWER_WELCOME,
+    ANSWER_REFUSED, /* something must be mended */
+    ANSWER_TAKEN,   /* another guest of this VM is, or may be, or waits to be somewhere else */
+    ANSWER_ACTIVE,  /* the backup runs it */
+    ANSWER_FAILED,  /* no answer that means anything */
+};
 
 static enum answer await_welcome(struct link *link, struct proto_welcome *welcome,
                                  struct error *err)
@@ -167,7 +173,9 @@ static enum answer await_welcome(struct link *link, struct proto_welcome *welcom
         if (proto_get_notice(&notice, rec.body, rec.length, err) < 0)
             return ANSWER_FAILED;
         error_set(err, "%s", notice.text);
-        return notice.code == REFUSE_ACTIVE ? ANSWER_ACTIVE : ANSWER_REFUSED;
+        return notice.code == REFUSE_ACTIVE ? ANSWER_ACTIVE
+               : notice.code == REFUSE_BUSY || notice.code == REFUSE_LATER ? ANSWER_TAKEN
+                                                                           : ANSWER_REFUSED;
     }
     error_set(err, "it answered with %s", proto_type_name(rec.type));
     return ANSWER_FAILED;
@@ -217,8 +225,8 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
     }
     note(p, "%s", err.text);
     EVENT(p, answer == ANSWER_ACTIVE    ? lifecycle_peer_active(&p->lc, clock_ns())
-             : answer == ANSWER_REFUSED ? lifecycle_refused(&p->lc, clock_ns())
-                                        : lifecycle_connect_failed(&p->lc, clock_ns()));
+             : answer == ANSWER_FAILED ? lifecycle_connect_failed(&p->lc, clock_ns())
+                                       : lifecycle_refused(&p->lc, clock_ns()));
     return false;
 }
 
@@ -550,7 +558,7 @@ static int may_start(struct protection *p, struct error *err)
     enum arbiter_answer verdict;
 
     link_free(link);
-    if (answer == ANSWER_WELCOME)
+    if (answer == ANSWER_WELCOME || answer == ANSWER_REFUSED)
         return 0;
     if (answer != ANSWER_FAILED)
         return -1;

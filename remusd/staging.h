@@ -46,7 +46,10 @@ uint64_t staging_put(struct staging *s, uint64_t epoch, const struct bitmap *dir
                      const uint8_t *memory, uint64_t from, uint64_t end, uint64_t limit,
                      uint64_t *copied);
 
-/* All pages of `epoch` are in; take will say so. */
+/*
+ * All pages of `epoch` are in: only now does take see them (or when the buffer is full), so that the ship thread does not
+ * compete with the pause.  Then take will say that the epoch is complete.
+ */
 void staging_close(struct staging *s, uint64_t epoch);
 
 /* A run of pages of one epoch at the tail; valid until staging_done. */

@@ -15,8 +15,8 @@ static void cpio_entry(FILE *out, const char *name, unsigned mode, unsigned majo
     static const char zeros[4];
     size_t name_len = strlen(name) + 1;
 
-    fprintf(out, "070701%08X%08X%08X%08X%08X%08X%08zX%08X%08X%08X%08X%08zX%08X", 0u, mode, 0u, 0u, 1u,
-            0u, len, 0u, 0u, major, minor, name_len, 0u);
+    fprintf(out, "070701%08X%08X%08X%08X%08X%08X%08zX%08X%08X%08X%08X%08zX%08X", 0u, mode, 0u, 0u,
+            1u, 0u, len, 0u, 0u, major, minor, name_len, 0u);
     fwrite(name, 1, name_len, out);
     fwrite(zeros, 1, -(110 + name_len) % 4, out);
     fwrite(data, 1, len, out);
@@ -30,10 +30,10 @@ int guest_write_initramfs(const char *path, const char *program)
     size_t len = in && data ? fread(data, 1, 8 << 20, in) : 0;
 
     if (len && out) {
-        cpio_entry(out, "dev", 0040755, 0, 0, NULL, 0);
-        cpio_entry(out, "dev/console", 0020600, 5, 1, NULL, 0);
+        cpio_entry(out, "dev", 0040755, 0, 0, "", 0);
+        cpio_entry(out, "dev/console", 0020600, 5, 1, "", 0);
         cpio_entry(out, "init", 0100755, 0, 0, data, len);
-        cpio_entry(out, "TRAILER!!!", 0, 0, 0, NULL, 0);
+        cpio_entry(out, "TRAILER!!!", 0, 0, 0, "", 0);
     }
     free(data);
     if (in)
@@ -45,16 +45,19 @@ struct vm_config guest_config(const char *run_dir, const char *initrd, const cha
 {
     static char *no_args[] = {NULL};
     const char *kernel = getenv("REMUS_TEST_KERNEL");
-
-    mkdir(run_dir, 0700);
-    return (struct vm_config){
-        .name = "guest", .run_dir = (char *)run_dir,
+    struct vm_config cfg = {
+        .run_dir = (char *)run_dir,
         .platform = (char *)"qemu", .memory_bytes = 128 << 20, .cpus = 1,
         .tracker = (char *)"auto", .tap = (char *)"", .mac = (char *)"52:54:00:00:00:09",
         .qemu = (char *)"qemu-system-x86_64", .accelerator = (char *)"tcg",
-        .kernel = (char *)(kernel ? kernel : ""), .initrd = (char *)initrd, .append = (char *)append,
+        .kernel = (char *)(kernel ? kernel : ""), .initrd = (char *)initrd,
+        .append = (char *)append,
         .machine_state = (char *)"devices", .qemu_args = no_args,
     };
+
+    snprintf(cfg.name, sizeof(cfg.name), "guest-%d", (int)getpid());
+    mkdir(run_dir, 0700);
+    return cfg;
 }
 
 int guest_count(const struct vm_config *cfg)

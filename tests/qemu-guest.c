@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The whole userland of a test guest: /init of its initramfs.  Writes to random pages of 32 MiB, remembers in another
- * place what it wrote, and checks both against each other, so that a page lost on the way to the replica shows.
- * Prints "C <count>" ten times a second, "CORRUPT ..." when memory is not what it was.
+ * The whole userland of a test guest: /init of its initramfs.  Writes to random pages of 32 MiB,
+ * remembers in another place what it wrote, and checks both against each other, so that a page lost
+ * on the way to the replica shows. Prints "C <count>" ten times a second, "CORRUPT ..." when memory
+ * is not what it was.
  *
- * Kernel parameters, as they reach init's environment: round_ms (5), pages (16) written a round, and
- * then=poweroff, which ends the guest after three counts.
+ * Kernel parameters, as they reach init's environment: round_ms (5), pages (16) written a round,
+ * and then=poweroff, which ends the guest after three counts.
  */
 #include <stdint.h>
 #include <stdio.h>

@@ -206,6 +206,7 @@ class Proxy(threading.Thread):
         self.connections = []
         self.stalled = threading.Event()  # while set nothing passes in either direction
         self.refuse = False
+        self.corrupt_next = False  # one octet of the next record is changed
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.port = self.listener.getsockname()[1]
         self.start()
@@ -265,6 +266,10 @@ class Proxy(threading.Thread):
         if kind == "ACK":
             self.acks[epoch] = time.monotonic()
         self.counts[kind] = self.counts.get(kind, 0) + 1
+        if direction == "P" and self.corrupt_next:
+            self.corrupt_next = False
+            at = random.randrange(len(record))
+            record = record[:at] + bytes([record[at] ^ 1 << random.randrange(8)]) + record[at + 1:]
         target.sendall(record)
 
     def cut(self):

@@ -1,6 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""remusctl against daemons played by this script: what it asks, what it shows, how it exits (R10: it trusts no answer)."""
+"""remusctl against daemons played by this script: what it asks, what it shows, how it exits.
+
+R10: it trusts no answer.
+"""
 
 import json
 import os

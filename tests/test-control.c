@@ -30,6 +30,7 @@ static struct sockaddr_un addr = {.sun_family = AF_UNIX};
 static struct event_base *base;
 static struct control *control;
 static pthread_t thread;
+static char mine[] = "mine"; /* handler's argument */
 
 /* -- verbs ------------------------------------------------------------------------------------ */
 
@@ -96,7 +97,7 @@ static int start(void **state)
     if (!base || !control)
         return -1;
     control_register(control, "echo", verb_refuse, NULL); /* the next line replaces it */
-    control_register(control, "echo", verb_echo, "mine");
+    control_register(control, "echo", verb_echo, mine);
     control_register(control, "nothing", verb_nothing, NULL);
     control_register(control, "refuse", verb_refuse, NULL);
     control_register(control, "big", verb_big, NULL);
@@ -318,7 +319,7 @@ static void test_r10_half_a_line_blocks_nobody(void **state)
     (void)state;
     put(half, REQUEST, 10);
     expect_alive();
-    put_line(half, REQUEST + 10);
+    put_line(half, &REQUEST[10]);
     expect_line(half, REPLY);
     put(half, REQUEST, 10);
     close(half); /* in the middle of a request */

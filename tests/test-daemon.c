@@ -101,7 +101,7 @@ static pid_t run(const char *option)
 {
     static const struct daemon_ops ops = {
         .name = "testd", .summary = "tests", .start = start, .stop = stop, .free = free_all};
-    char *argv[] = {"testd", "-c", config_path, (char *)option, NULL};
+    char *argv[] = {(char *)"testd", (char *)"-c", config_path, (char *)option, NULL};
     pid_t pid;
 
     unlink(output_path);

@@ -16,11 +16,13 @@ import remus_reader  # noqa: E402
 golden = os.path.join(here, "golden")
 names = ["primary", "backup", "primary-again", "backup-again", "backup-refuses"]
 failed = False
+count = 0
 
 
 def check(ok, what):
-    global failed
-    print("ok" if ok else "FAILED", "-", what)
+    global failed, count
+    count += 1
+    print("ok" if ok else "not ok", count, "-", what)
     failed = failed or not ok
 
 
@@ -130,6 +132,7 @@ def main():
         test_reader_understands(name, data)
         test_reader_refuses(name, data)
     test_reader_refuses_wrong_streams(contents(f"{golden}/primary.bin"))
+    print(f"1..{count}")
     return failed
 
 

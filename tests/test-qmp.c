@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The QMP client against a scripted QEMU: R10, and a QEMU that hangs or dies becomes a clear error. */
+/*
+ * The QMP client against a scripted QEMU: R10, and a QEMU that hangs or dies becomes a clear error.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,7 +22,10 @@
     "\"capabilities\":[\"oob\"]}}\r\n"
 #define READY "{\"return\":{},\"id\":1}\r\n"
 
-/* Sends step[0] at once and step[i] after the i-th command; NULL at the end: closes, unless it is to be silent. */
+/*
+ * Sends step[0] at once and step[i] after the i-th command; NULL at the end: closes, unless it is
+ * to be silent.
+ */
 struct script {
     const char *steps[8];
     bool silent;
@@ -77,7 +82,10 @@ static void stop(struct script *s)
     unlink(s->path);
 }
 
-/* Opens, runs one command; both must fail or not as told, and the text of the failure must hold `text`. */
+/*
+ * Opens, runs one command; both must fail or not as told, and the text of the failure must hold
+ * `text`.
+ */
 static void expect(struct script *s, int opened, int executed, const char *text)
 {
     struct error err = {""};
@@ -115,7 +123,7 @@ static void r10_reply_in_pieces_behind_events(void **state)
 {
     (void)state;
     expect(&(struct script){.steps = {GREETING, READY,
-                             "{\"event\":\"STOP\",\"timestamp\":{\"seconds\":1,\"microseconds\":2}}\n"
+                             "{\"event\":\"STOP\",\"timestamp\":{\"seconds\":1}}\n"
                              "{\"return\":{\"late\":1},\"id\":77}\n{\"return\":{},\"id\":2}\n"}},
            0, 0, NULL);
 }
@@ -124,14 +132,15 @@ static void r10_error_reply(void **state)
 {
     (void)state;
     expect(&(struct script){.steps = {GREETING, READY,
-                             "{\"error\":{\"class\":\"GenericError\",\"desc\":\"no way\"},\"id\":2}\n"}},
+                             "{\"error\":{\"class\":\"X\",\"desc\":\"no way\"},\"id\":2}\n"}},
            0, -1, "stop: QEMU refuses: no way");
 }
 
 static void r10_garbage_as_greeting(void **state)
 {
     (void)state;
-    expect(&(struct script){.steps = {"SSH-2.0-OpenSSH\r\n"}}, -1, 0, "no JSON object but \"SSH-2.0-OpenSSH");
+    expect(&(struct script){.steps = {"SSH-2.0-OpenSSH\r\n"}}, -1, 0,
+           "no JSON object but \"SSH-2.0-OpenSSH");
 }
 
 static void r10_other_json_as_greeting(void **state)
@@ -143,7 +152,8 @@ static void r10_other_json_as_greeting(void **state)
 static void r10_garbage_as_reply(void **state)
 {
     (void)state;
-    expect(&(struct script){.steps = {GREETING, READY, "{\"return\":{},\"id\":2\n"}}, 0, -1, "no JSON object");
+    expect(&(struct script){.steps = {GREETING, READY, "{\"return\":{},\"id\":2\n"}}, 0, -1,
+           "no JSON object");
     expect(&(struct script){.steps = {GREETING, READY, "[]\n"}}, 0, -1, "no JSON object");
     expect(&(struct script){.steps = {GREETING, READY, "\n"}}, 0, -1, "no JSON object");
 }
@@ -176,14 +186,16 @@ static void r10_closed(void **state)
 {
     (void)state;
     expect(&(struct script){.steps = {""}}, -1, 0, "closed the connection");
-    expect(&(struct script){.steps = {GREETING, READY, "{\"return\":{"}}, 0, -1, "closed the connection");
+    expect(&(struct script){.steps = {GREETING, READY, "{\"return\":{"}}, 0, -1,
+           "closed the connection");
 }
 
 static void r10_silence(void **state)
 {
     (void)state;
     expect(&(struct script){.steps = {""}, .silent = true}, -1, 0, "no answer from QEMU");
-    expect(&(struct script){.steps = {GREETING, READY, ""}, .silent = true}, 0, -1, "no answer from QEMU");
+    expect(&(struct script){.steps = {GREETING, READY, ""}, .silent = true}, 0, -1,
+           "no answer from QEMU");
 }
 
 /* A reply that comes after its time-out is not taken for the reply to the next command. */
@@ -231,8 +243,8 @@ static void after(const char *events, bool shut_down, bool failed, enum qmp_migr
 static void r7_events(void **state)
 {
     (void)state;
-    after("{\"event\":\"SHUTDOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-shutdown\"}}\n", true,
-          false, QMP_MIGRATION_NONE);
+    after("{\"event\":\"SHUTDOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-shutdown\"}}\n",
+          true, false, QMP_MIGRATION_NONE);
     after("{\"event\":\"SHUTDOWN\",\"data\":{\"guest\":false,\"reason\":\"host-signal\"}}\n", true,
           false, QMP_MIGRATION_NONE);
     after("{\"event\":\"SHUTDOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-panic\"}}\n", false,
