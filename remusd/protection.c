@@ -261,6 +261,16 @@ static bool wait_for_acks(struct engine *e)
     return e->link_end == LINK_UP;
 }
 
+/* Waits until the backup has ended the link, for a while. */
+static void wait_for_end(struct engine *e)
+{
+    uint64_t deadline = clock_ns() + GOODBYE_NS;
+    SCOPED_LOCK(&e->lock);
+
+    while (e->link_end == LINK_UP && clock_ns() < deadline)
+        engine_wait(e, deadline);
+}
+
 /*
  * Sends GOODBYE and waits until the backup has answered in kind: it will not take over.  Nothing should be on its way: the
  * backup closes, and whoever is still sending might see that before the answer is read.
@@ -268,13 +278,9 @@ static bool wait_for_acks(struct engine *e)
 static bool say_goodbye(struct protection *p, const char *why)
 {
     struct engine *e = &p->engine;
-    uint64_t deadline = clock_ns() + GOODBYE_NS;
 
-    if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0) {
-        SCOPED_LOCK(&e->lock);
-        while (e->link_end == LINK_UP && clock_ns() < deadline)
-            engine_wait(e, deadline);
-    }
+    if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0)
+        wait_for_end(e);
     engine_end_link(e, LINK_LOST, "the backup did not confirm the goodbye");
     return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
@@ -288,7 +294,8 @@ static bool guest_gone(struct protection *p, enum vm_health health)
         return false;
     if (health == VM_DIED && e->link && p->lc.state == LC_PROTECTED) {
         note(p, "the guest's process died: handing over to the backup");
-        link_send_empty(e->link, PROTO_HANDOVER, e->pacer.acked);
+        if (link_send_empty(e->link, PROTO_HANDOVER, e->pacer.acked) == 0)
+            wait_for_end(e);
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
         return true;
     }
