@@ -354,7 +354,7 @@ static int handle(struct standby *s, const struct record *rec, struct error *err
         drop_replica(s);
         return 0;
     case PROTO_HANDOVER:
-        if (rec->epoch == 0 || rec->epoch != held_checkpoint(s).epoch)
+        if (rec->epoch == 0 || rec->epoch > held_checkpoint(s).epoch)
             return error_set(err, "handover of checkpoint %" PRIu64 ", but %" PRIu64 " is held",
                              rec->epoch, held_checkpoint(s).epoch);
         s->handover = true;
