@@ -40,6 +40,7 @@ struct view {
     uint64_t epoch, checkpoints, bytes, memory_bytes;
     struct takeover_times takeover;
     char last_error[512];
+    uint64_t last_error_at;
 };
 
 struct standby {
@@ -80,6 +81,7 @@ static void note(struct standby *s, const char *fmt, ...)
     if (strcmp(text, s->view.last_error) != 0)
         log_warning(s->cfg->name, "%s", text);
     memcpy(s->view.last_error, text, sizeof(text));
+    s->view.last_error_at = clock_ns();
 }
 
 /*
@@ -758,6 +760,9 @@ json_t *standby_status(struct standby *s)
                                            : json_string("none"));
     json_object_set_new(o, "last_error",
                         v.last_error[0] ? json_string(v.last_error) : json_null());
+    json_object_set_new(o, "last_error_s",
+                        v.last_error[0] ? json_real((double)(now - v.last_error_at) / 1e9)
+                                        : json_null());
     json_object_set_new(o, "advice", todo ? json_string(todo) : json_null());
     return o;
 }

@@ -153,7 +153,9 @@ json_t *protection_status(struct protection *p)
                                       : 0));
     json_object_set_new(o, "last_error",
                         p->last_error[0] ? json_string(p->last_error) : json_null());
-    json_object_set_new(o, "last_error_s", p->last_error[0] ? json_real((double)(now - p->last_error_at) / 1e9) : json_null());
+    json_object_set_new(o, "last_error_s",
+                        p->last_error[0] ? json_real((double)(now - p->last_error_at) / 1e9)
+                                         : json_null());
     json_object_set_new(o, "advice", todo ? json_string(todo) : json_null());
     return o;
 }
