@@ -100,7 +100,6 @@ static void expect_next(struct receiver *r)
     XXH3_64bits_reset(&r->digest);
     buffer_clear(&r->incoming.state);
     buffer_clear(&r->incoming.net);
-    page_decoder_begin(r->decoder);
 }
 
 void receiver_start(struct receiver *r, bool resume)
@@ -120,6 +119,7 @@ static int check_epoch(struct receiver *r, const struct record *rec, struct erro
             return error_set(err, "%s of checkpoint %" PRIu64 " after checkpoint %" PRIu64,
                              proto_type_name(rec->type), rec->epoch, r->applied.epoch);
         r->epoch = rec->epoch;
+        page_decoder_begin(r->decoder);
     }
     if (rec->epoch != r->epoch)
         return error_set(err, "%s of checkpoint %" PRIu64 " inside checkpoint %" PRIu64,
@@ -138,9 +138,9 @@ static int take_pages(struct receiver *r, const struct record *rec, struct error
         return error_set(err, "pages of no checkpoint after synchronising has ended");
     if (!sync && check_epoch(r, rec, err) < 0)
         return -1;
-    stage = r->stage + at * PAGE_SIZE;
-    if (sync)
+    if (sync) /* each block is applied at once */
         page_decoder_begin(r->decoder);
+    stage = r->stage + at * PAGE_SIZE;
     n = page_decode(r->decoder, rec->body, rec->length, r->pages, r->memory, r->pfns + at, stage,
                     err);
     if (n < 0)

@@ -54,6 +54,7 @@ struct standby {
     struct port *port;
     struct link *link;
     uint64_t session, bytes_before;
+    uint64_t spent;        /* the session whose guest was activated here */
     bool handover;         /* the primary waits for ACTIVATED */
     uint64_t next_health;
     struct view view;
@@ -81,25 +82,34 @@ static void note(struct standby *s, const char *fmt, ...)
     memcpy(s->view.last_error, text, sizeof(text));
 }
 
-/* RUN_DIR/NAME.active exists while the VM runs here: a daemon that starts anew must know (R7). */
+/*
+ * RUN_DIR/NAME.active: "SESSION runs" while the guest of that session runs here, "SESSION ended" afterwards.  A daemon
+ * that starts anew must know: what the primary may still hold of that guest is void for ever (R7).
+ */
 static void active_path(const struct standby *s, char path[PATH_MAX])
 {
     snprintf(path, PATH_MAX, "%s/%s.active", s->cfg->run_dir, s->cfg->name);
 }
 
-static void mark_active(const struct standby *s, bool active)
+static void mark_active(const struct standby *s, const char *word)
 {
     char path[PATH_MAX];
-    int fd;
+    FILE *f;
 
     active_path(s, path);
-    if (!active) {
-        unlink(path);
+    f = fopen(path, "we");
+    if (!f)
         return;
-    }
-    fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
-    if (fd >= 0)
-        close(fd);
+    fprintf(f, "%016" PRIx64 " %s\n", s->spent, word);
+    fclose(f);
+}
+
+static void mark_inactive(const struct standby *s)
+{
+    char path[PATH_MAX];
+
+    active_path(s, path);
+    unlink(path);
 }
 
 static void drop_link(struct standby *s)
@@ -180,6 +190,11 @@ static int check_state(struct standby *s, const struct proto_hello *hello, struc
                   s->cfg->name, held_checkpoint(s).epoch);
         return REFUSE_BUSY;
     default:
+        if (s->spent && hello->session == s->spent) {
+            error_set(err, "%s was taken over by this backup and has ended here: the guest that the primary "
+                      "holds is out of date", s->cfg->name);
+            return REFUSE_ACTIVE;
+        }
         if (!s->link || hello->session == s->session)
             return 0;
         error_set(err, "%s is protected here by the primary at %s", s->cfg->name,
@@ -324,6 +339,8 @@ static int handle(struct standby *s, const struct record *rec, struct error *err
 {
     struct proto_notice notice;
 
+    if (s->detector.state == DT_ACTIVE)
+        return 0; /* the primary lives and has not read ACTIVATED yet: its word counts no more (R7) */
     switch (rec->type) {
     case PROTO_HEARTBEAT:
         return 0;
@@ -408,7 +425,8 @@ static void take_over(struct standby *s)
         .epoch = ck.epoch,
     };
     fault_crash("backup-before-activate", ck.epoch);
-    mark_active(s, true); /* before it can run: whoever comes after a crash must not welcome a primary */
+    s->spent = s->session;
+    mark_active(s, "runs"); /* before it can run: whoever comes after a crash must not welcome a primary */
     ok = s->replica->ops->activate(s->replica, ck.state, ck.state_length, &err) == 0;
     detector_activated(&s->detector, ok, clock_ns());
     if (!ok) {
@@ -417,7 +435,8 @@ static void take_over(struct standby *s)
             link_send_notice(s->link, PROTO_REFUSE, REFUSE_RESOURCES, err.text);
         drop_link(s);
         drop_replica(s);
-        mark_active(s, false);
+        s->spent = 0;
+        mark_inactive(s);
         return;
     }
     t->running = clock_ns();
@@ -530,18 +549,27 @@ static void check_health(struct standby *s)
     note(s, "%s on this host", words[health]);
     drop_link(s);
     drop_replica(s);
-    mark_active(s, false);
+    mark_active(s, "ended");
     detector_init(&s->detector, s->detector.has_arbiter, s->detector.automatic, now);
 }
 
 /* A daemon before this one activated the VM: it runs, and its packets need a way out. */
 static void find_active(struct standby *s)
 {
-    char path[PATH_MAX];
+    char path[PATH_MAX], word[8] = "";
     struct error err;
+    FILE *f;
 
     active_path(s, path);
-    if (access(path, F_OK) < 0)
+    f = fopen(path, "re");
+    if (!f && errno == ENOENT)
+        return;
+    if (f) {
+        if (fscanf(f, "%" SCNx64 " %7s", &s->spent, word) != 2)
+            word[0] = '\0'; /* whatever it means, the safe side is that it runs */
+        fclose(f);
+    }
+    if (strcmp(word, "ended") == 0)
         return;
     s->detector.state = DT_ACTIVE;
     if (open_port(s, &err) < 0)

@@ -39,6 +39,12 @@ void bitmap_clear_all(struct bitmap *b)
     memset(b->words, 0, word_count(b->bits) * sizeof(*b->words));
 }
 
+void bitmap_or(struct bitmap *b, const struct bitmap *other)
+{
+    for (size_t i = 0; i < word_count(b->bits); i++)
+        b->words[i] |= other->words[i];
+}
+
 uint64_t bitmap_count(const struct bitmap *b)
 {
     uint64_t n = 0;

@@ -19,6 +19,7 @@ int bitmap_init(struct bitmap *b, uint64_t bits); /* all clear; 0, or -1 with EN
 void bitmap_free(struct bitmap *b);
 void bitmap_set_range(struct bitmap *b, uint64_t from, uint64_t count);
 void bitmap_clear_all(struct bitmap *b);
+void bitmap_or(struct bitmap *b, const struct bitmap *other); /* of the same size */
 uint64_t bitmap_count(const struct bitmap *b);
 /* The first set bit at or after `from`, or b->bits when there is none. */
 uint64_t bitmap_next(const struct bitmap *b, uint64_t from);

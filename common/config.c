@@ -119,7 +119,9 @@ static int set_word(const struct key *key, void *field, const char *value)
 static int set_run_dir(const struct key *key, void *field, const char *value)
 {
     (void)key;
-    return value[0] != '/' || strlen(value) > RUN_DIR_MAX || strchr(value, ',') ? -1 : take_string(field, value);
+    if (value[0] != '/' || strlen(value) > RUN_DIR_MAX || strchr(value, ','))
+        return -1;
+    return take_string(field, value);
 }
 
 static int set_address(const struct key *key, void *field, const char *value)
@@ -181,8 +183,8 @@ static int set_mac(const struct key *key, void *field, const char *value)
 _Static_assert(sizeof(enum degrade_policy) == sizeof(int), "set_enum writes an int");
 
 static const struct key top_keys[] = {
-    {"run-dir", set_run_dir, TOP(run_dir), "/run/remus", "an absolute path of at most 80 octets, without a comma",
-     0, 0, NULL},
+    {"run-dir", set_run_dir, TOP(run_dir), "/run/remus",
+     "an absolute path of at most 80 octets, without a comma", 0, 0, NULL},
     {"listen", set_address, TOP(listen), "0.0.0.0:7910", ADDRESS_WANT, 0, 0, NULL},
     {"log-level", set_enum, TOP(log_level), "info", "error, warning, info or debug", 0, 0,
      WORDS("error", "warning", "info", "debug")},
@@ -198,7 +200,7 @@ static const struct key vm_keys[] = {
     {"degrade", set_enum, VM(degrade), "hold", "hold, release or stop", 0, 0,
      WORDS("hold", "release", "stop")},
     {"degrade-after", set_number, VM(degrade_after_ms), "2000", "ms", 0, 3600000, NULL},
-    {"arbiter", set_arbiter, VM(arbiter), NULL, "none, or exec /PATH/TO/COMMAND ARGUMENTS", 0, 0,
+    {"arbiter", set_arbiter, VM(arbiter), "none", "none, or exec /PATH/TO/COMMAND ARGUMENTS", 0, 0,
      NULL},
     {"arbiter-timeout", set_number, VM(arbiter_timeout_ms), "5000", "ms", 100, 600000, NULL},
     {"takeover", set_enum, VM(takeover), "manual", "manual or automatic", 0, 0,

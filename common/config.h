@@ -30,7 +30,7 @@ struct vm_config {
     char *run_dir;     /* copy of the top level's */
 
     /* protection */
-    char *backup;             /* HOST:PORT of the backup; "" = never protected from this host */
+    char *backup;             /* HOST:PORT of the backup; "" = this host is its backup */
     bool protect;             /* start protecting when remusd starts; backup is set then */
     unsigned interval_ms;     /* 25 */
     unsigned heartbeat_ms;    /* 20 */

@@ -55,7 +55,7 @@ struct event_base;
 
 /*
  * Listens on `path`.  A socket that nobody listens on any more is replaced; when somebody answers,
- * that is an error, and so is anything else of that name.
+ * that is an error, and so is anything else of that name.  The program must ignore SIGPIPE.
  */
 struct control *control_new(struct event_base *base, const char *path, struct error *err);
 

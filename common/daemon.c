@@ -295,8 +295,7 @@ static int run(struct loop *loop, struct error *err)
         return -1;
     rc = d->ops->start(d, err);
     if (rc == 0) {
-        log_info(NULL, "%s %s is ready, %zu VMs, control socket %s", name, PACKAGE_VERSION,
-                 d->config->vm_count, path);
+        log_info(NULL, "%s %s is ready, control socket %s", name, PACKAGE_VERSION, path);
         notify("READY=1");
         event_base_dispatch(d->base);
     }

@@ -12,7 +12,8 @@
  *
  * Order: options, configuration, run-dir, lock, control socket, start(), READY, the loop, stop() on
  * SIGTERM or SIGINT, daemon_exit(), free().  The daemon stays in the foreground, as systemd wants
- * it. SIGPIPE is ignored, also by the programs that it starts.
+ * it.  SIGPIPE is ignored, also by the programs that it starts.  A child that goes on without exec
+ * must closefrom(3), or it keeps the control socket open when the daemon is gone.
  */
 #ifndef REMUS_DAEMON_H
 #define REMUS_DAEMON_H

@@ -34,7 +34,7 @@ static int add(const char *list, struct error *err)
         faults[slot].epoch = UINT64_MAX;
         if (name_len < len) {
             faults[slot].epoch = strtoull(list + name_len + 1, &end, 10);
-            if (end != list + len)
+            if (list[name_len + 1] < '0' || list[name_len + 1] > '9' || end != list + len)
                 return error_set(err, "fault '%.*s': the epoch is not a number", (int)len, list);
         }
         memcpy(faults[slot].name, list, name_len);

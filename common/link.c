@@ -27,6 +27,7 @@ struct link {
     size_t header_have, body_have;
     struct proto_header current;
     struct buffer body;
+    bool corrupt; /* nothing behind the first error is looked at */
     _Atomic uint64_t last_heard, bytes_received;
 
     /* heartbeats */
@@ -168,8 +169,8 @@ static enum link_result fill(struct link *l, uint8_t *dst, size_t *have, size_t 
     return LINK_RECORD;
 }
 
-enum link_result link_recv(struct link *l, struct record *rec, uint64_t deadline,
-                           struct error *err)
+static enum link_result recv_record(struct link *l, struct record *rec, uint64_t deadline,
+                                    struct error *err)
 {
     struct iovec body;
     enum link_result r;
@@ -200,6 +201,15 @@ enum link_result link_recv(struct link *l, struct record *rec, uint64_t deadline
     *rec = (struct record){(enum proto_type)l->current.type, l->current.epoch, l->body.data,
                            l->current.length};
     return LINK_RECORD;
+}
+
+enum link_result link_recv(struct link *l, struct record *rec, uint64_t deadline,
+                           struct error *err)
+{
+    enum link_result r = l->corrupt ? LINK_CLOSED : recv_record(l, rec, deadline, err);
+
+    l->corrupt = l->corrupt || r == LINK_CORRUPT;
+    return r;
 }
 
 uint64_t link_last_heard(const struct link *l)

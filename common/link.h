@@ -28,7 +28,7 @@ enum link_result {
     LINK_RECORD,
     LINK_TIMEOUT,  /* nothing whole before the deadline */
     LINK_CLOSED,   /* the peer's end is gone, or link_shutdown was called */
-    LINK_CORRUPT,
+    LINK_CORRUPT,  /* and LINK_CLOSED from then on */
 };
 
 /* Owns the channel, also on failure (NULL, ENOMEM). */

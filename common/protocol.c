@@ -59,6 +59,19 @@ int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN],
     return 0;
 }
 
+/* A text from outside goes into logs and terminals. */
+static bool unprintable(unsigned char c)
+{
+    return c < ' ' || c == 127;
+}
+
+static bool printable(const char *s)
+{
+    while (*s && !unprintable((unsigned char)*s))
+        s++;
+    return !*s;
+}
+
 size_t proto_put_hello(uint8_t *out, const struct proto_hello *m)
 {
     struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
@@ -104,7 +117,9 @@ int proto_get_hello(struct proto_hello *m, const uint8_t *in, size_t len, struct
     wire_get_string(&r, m->profile, sizeof(m->profile));
     /* A later version may append fields: what is left over is ignored. */
     if (r.failed)
-        return error_set(err, "HELLO of %zu octets ends too early", len);
+        return error_set(err, "HELLO of %zu octets ends too early or has a string too long", len);
+    if (!printable(m->vm) || !printable(m->platform) || !printable(m->profile))
+        return error_set(err, "HELLO with control characters in a name");
     return 0;
 }
 
@@ -181,8 +196,8 @@ int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, stru
     if (!wire_reader_ok(&r))
         return error_set(err, "notice of %zu octets is malformed (fixed part %d)", len,
                          NOTICE_FIXED);
-    for (char *p = m->text; *p; p++) /* it goes into logs and terminals */
-        if ((unsigned char)*p < ' ' || *p == 127)
+    for (char *p = m->text; *p; p++)
+        if (unprintable((unsigned char)*p))
             *p = '?';
     return 0;
 }

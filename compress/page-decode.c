@@ -12,12 +12,27 @@ struct page_decoder {
     bool fresh;                    /* only a block with sequence 0 is accepted */
     uint64_t next_pfn;
     ZSTD_DCtx *zstd;
-    uint8_t stream[PAGE_STREAM_MAX + PAGE_LINE_BYTES];
+    const struct page_words_ops *words;
+    uint8_t stream[PAGE_STREAM_MAX + PAGE_WORDS_SLACK];
 };
 
-/* A part of the stream that is read front to back. */
+/* A section of the stream, read front to back. */
 struct span {
     const uint8_t *at, *end;
+};
+
+/* One block while it is decoded: what the stream consists of, and where the pages go. */
+struct block {
+    struct page_decoder *dec;
+    struct error *err;
+    unsigned n;
+    bool first; /* since a fresh start: nothing can be referred to */
+    uint64_t guest_pages;
+    const uint8_t *memory;
+    uint64_t *pfns;
+    uint8_t kinds[PAGE_BLOCK_MAX];
+    struct span entries, extra, lines, words, bytes, data; /* of the stream, */
+    struct span raw;                                       /* and of the block */
 };
 
 struct page_decoder *page_decoder_new(void)
@@ -31,6 +46,7 @@ struct page_decoder *page_decoder_new(void)
         page_decoder_free(dec);
         return NULL;
     }
+    dec->words = page_words_best();
     page_decoder_reset(dec);
     return dec;
 }
@@ -83,7 +99,17 @@ static int decode_stream(struct page_decoder *dec, const struct page_block_heade
     return 0;
 }
 
-static int read_entry(struct span *s, unsigned *kind, uint64_t *gap)
+static size_t left(const struct span *s)
+{
+    return (size_t)(s->end - s->at);
+}
+
+/* Sets the text of a failure at `at` in the stream, in page i. */
+#define FAIL(b, place, i, fmt, ...)                                                                \
+    error_set((b)->err, "page stream: byte %zu: page %u of %u, pfn %" PRIu64 ": " fmt,             \
+              (size_t)((place) - (b)->dec->stream), (i), (b)->n, (b)->pfns[i], __VA_ARGS__)
+
+static int read_entry(struct span *s, uint8_t *kind, uint64_t *gap)
 {
     unsigned shift = 0;
     uint8_t byte;
@@ -103,11 +129,6 @@ static int read_entry(struct span *s, unsigned *kind, uint64_t *gap)
         shift += 7;
     } while (byte & 0x80);
     return 0;
-}
-
-static size_t span_left(const struct span *s)
-{
-    return (size_t)(s->end - s->at);
 }
 
 /* Checks the header against the decoder's state; the number of pages or -1. */
@@ -138,88 +159,174 @@ static int check_header(const struct page_decoder *dec, const uint8_t *block, si
         return error_set(err, "page block: byte 12: a stream of %" PRIu32 " bytes, at most %d",
                          plain, PAGE_STREAM_MAX);
     coded = page_get32(header->coded);
-    if (coded != len - sizeof(*header))
+    if (coded > len - sizeof(*header))
         return error_set(err, "page block: byte 16: %" PRIu32 " bytes announced, %zu are there",
                          coded, len - sizeof(*header));
     return (int)n;
 }
 
-static int decode_pages(struct page_decoder *dec, size_t plain, unsigned n, bool first,
-                        uint64_t guest_pages, const uint8_t *memory, uint64_t *pfns, uint8_t *pages,
-                        struct error *err)
+/* Reads the entries: kinds and pfns. */
+static int read_entries(struct block *b)
 {
-    struct span entry = {dec->stream, dec->stream + plain}, lines, masks, words;
-    unsigned kinds[PAGE_BLOCK_MAX];
-    size_t deltas = 0, mask_bytes = 0;
+    uint64_t next = b->dec->next_pfn, gap;
 
-    for (unsigned i = 0; i < n; i++) {
-        size_t at = (size_t)(entry.at - dec->stream);
-        uint64_t gap;
+    for (unsigned i = 0; i < b->n; i++) {
+        const uint8_t *at = b->entries.at;
 
-        if (read_entry(&entry, &kinds[i], &gap) < 0)
-            return error_set(err, "page stream: byte %zu: page %u of %u: cut off or overlong", at, i, n);
-        if (dec->next_pfn >= guest_pages || gap >= guest_pages - dec->next_pfn)
-            return error_set(err, "page stream: byte %zu: page %u of %u: %" PRIu64 " + %" PRIu64
-                             " is outside the guest's %" PRIu64 " pages",
-                             at, i, n, dec->next_pfn, gap, guest_pages);
-        pfns[i] = dec->next_pfn + gap;
-        dec->next_pfn = pfns[i] + 1;
-        if (kinds[i] >= PAGE_RAW)
-            return error_set(err, "page stream: byte %zu: pfn %" PRIu64 ": unknown kind %u", at,
-                             pfns[i], kinds[i]);
-        if (first && (kinds[i] == PAGE_DELTA || kinds[i] == PAGE_UNCHANGED))
-            return error_set(err, "page stream: byte %zu: pfn %" PRIu64
-                             ": refers to a page that was never sent", at, pfns[i]);
-        deltas += kinds[i] == PAGE_DELTA;
+        b->pfns[i] = next;
+        if (read_entry(&b->entries, &b->kinds[i], &gap) < 0)
+            return FAIL(b, at, i, "%s", "entry cut off or overlong");
+        if (next >= b->guest_pages || gap >= b->guest_pages - next)
+            return FAIL(b, at, i, "%" PRIu64 " further is outside the guest's %" PRIu64 " pages", gap,
+                        b->guest_pages);
+        b->pfns[i] = next + gap;
+        next = b->pfns[i] + 1;
+        if (b->kinds[i] >= PAGE_KINDS)
+            return FAIL(b, at, i, "unknown kind %u", b->kinds[i]);
+        if (b->first && (b->kinds[i] == PAGE_UNCHANGED || b->kinds[i] == PAGE_DELTA ||
+                         b->kinds[i] == PAGE_MOVED))
+            return FAIL(b, at, i, "kind %u refers to a page that was never sent", b->kinds[i]);
     }
-    lines.at = entry.at;
-    if (span_left(&entry) < deltas * 8)
-        return error_set(err, "page stream: byte %zu: %zu deltas do not fit", plain, deltas);
-    lines.end = masks.at = lines.at + deltas * 8;
-    for (const uint8_t *p = lines.at; p < lines.end; p += 4)
-        mask_bytes += (size_t)__builtin_popcount(page_get32(p));
-    if ((size_t)(entry.end - masks.at) < mask_bytes)
-        return error_set(err, "page stream: byte %zu: %zu masks do not fit", plain, mask_bytes);
-    masks.end = words.at = masks.at + mask_bytes;
-    words.end = dec->stream + plain;
+    b->dec->next_pfn = next;
+    return 0;
+}
 
-    for (unsigned i = 0; i < n; i++) {
-        uint8_t *page = pages + (size_t)i * PAGE_BYTES;
-        size_t at = (size_t)(words.at - dec->stream), need = 0;
+static bool has_lines(unsigned kind)
+{
+    return kind == PAGE_DELTA || kind == PAGE_MOVED || kind == PAGE_SELF;
+}
 
-        switch (kinds[i]) {
-        case PAGE_ZERO:
+/* Finds where each section ends: a section's length follows from the ones before. */
+static int find_sections(struct block *b)
+{
+    const struct page_words_ops *ops = b->dec->words;
+    const uint8_t *end = b->entries.end, *at = b->entries.at;
+    size_t lines = 0, words, bytes, data, raw = 0;
+
+    b->extra.at = at;
+    for (unsigned i = 0; i < b->n; i++) {
+        size_t need = b->kinds[i] == PAGE_SELF || b->kinds[i] == PAGE_MOVED;
+
+        if ((size_t)(end - at) < need)
+            return FAIL(b, at, i, "%s", "cut off");
+        if (b->kinds[i] == PAGE_MOVED)
+            need += (size_t)*at * PAGE_MOVE_BYTES;
+        if ((size_t)(end - at) < need)
+            return FAIL(b, at, i, "%zu bytes of moves do not fit", need);
+        at += need;
+        lines += has_lines(b->kinds[i]);
+    }
+    b->extra.end = b->lines.at = at;
+    lines *= 8;
+    if ((size_t)(end - at) < lines)
+        return FAIL(b, at, b->n - 1, "%zu bytes of lines do not fit", lines);
+    b->lines.end = b->words.at = at += lines;
+    words = ops->popcount(b->lines.at, lines);
+    if ((size_t)(end - at) < words)
+        return FAIL(b, at, b->n - 1, "%zu bytes of words do not fit", words);
+    b->words.end = b->bytes.at = at += words;
+    bytes = ops->popcount(b->words.at, words);
+    if ((size_t)(end - at) < bytes)
+        return FAIL(b, at, b->n - 1, "%zu bytes of bytes do not fit", bytes);
+    b->bytes.end = b->data.at = at += bytes;
+    b->data.end = end;
+    data = ops->popcount(b->bytes.at, bytes);
+    for (unsigned i = 0; i < b->n; i++) {
+        data += b->kinds[i] == PAGE_WHOLE ? PAGE_BYTES : 0;
+        raw += b->kinds[i] == PAGE_RAW ? PAGE_BYTES : 0;
+    }
+    if (data != left(&b->data))
+        return FAIL(b, at, b->n - 1, "the pages need %zu bytes of data, %zu are there", data,
+                    left(&b->data));
+    if (raw != left(&b->raw))
+        return error_set(b->err, "page block: %zu bytes behind the stream, the raw pages need %zu",
+                         left(&b->raw), raw);
+    return 0;
+}
+
+/* Makes the page that a list of moves predicts. */
+static int predict_moved(struct block *b, unsigned i, uint8_t *page)
+{
+    const uint8_t *at = b->extra.at;
+    unsigned count = *at++, to = 0, from, end;
+    uint64_t pfn = b->pfns[i], above = (b->guest_pages - pfn + 1) * PAGE_HALVES;
+
+    if (count == 0 || count > PAGE_MOVES_MAX)
+        return FAIL(b, at - 1, i, "%u moves, 1 to %d are allowed", count, PAGE_MOVES_MAX);
+    b->extra.at = at + count * PAGE_MOVE_BYTES;
+    for (; at < b->extra.at; at += PAGE_MOVE_BYTES, to = end) {
+        uint32_t move = page_get32(at);
+
+        from = move & 0xffff;
+        end = at + PAGE_MOVE_BYTES < b->extra.at ? page_get32(at + PAGE_MOVE_BYTES) >> 16 : PAGE_WORDS;
+        if (move >> 16 != to || end <= to || end > PAGE_WORDS)
+            return FAIL(b, at, i, "a move to word %" PRIu32 " out of order", move >> 16);
+        if (from + 2 * (end - to) > PAGE_MOVE_SPAN || from + 2 * (end - to) > above ||
+            (pfn == 0 && from < PAGE_HALVES))
+            return FAIL(b, at, i, "a move from half word %u, %u words long, reaches outside", from,
+                        end - to);
+        memcpy(page + 8 * to, b->memory + pfn * PAGE_BYTES + 4 * (size_t)from - PAGE_BYTES,
+               8 * (size_t)(end - to));
+    }
+    return 0;
+}
+
+/* Makes one page; the sections are known to hold all that the pages ask for. */
+static int make_page(struct block *b, unsigned i, uint8_t *page)
+{
+    const struct page_words_ops *ops = b->dec->words;
+    struct page_parts parts = {(uint8_t *)(uintptr_t)b->words.at, (uint8_t *)(uintptr_t)b->bytes.at,
+                               (uint8_t *)(uintptr_t)b->data.at};
+    uint64_t lines = 0;
+
+    if (has_lines(b->kinds[i])) {
+        lines = page_get64(b->lines.at);
+        b->lines.at += 8;
+    }
+    switch (b->kinds[i]) {
+    case PAGE_ZERO:
+        memset(page, 0, PAGE_BYTES);
+        break;
+    case PAGE_UNCHANGED:
+        memcpy(page, b->memory + b->pfns[i] * PAGE_BYTES, PAGE_BYTES);
+        break;
+    case PAGE_DELTA:
+        ops->put(page, b->memory + b->pfns[i] * PAGE_BYTES, 0, PAGE_LINES, false, lines, &parts);
+        break;
+    case PAGE_MOVED:
+        if (predict_moved(b, i, page) < 0)
+            return -1;
+        ops->put(page, page, 0, PAGE_LINES, false, lines, &parts);
+        break;
+    case PAGE_SELF: {
+        unsigned stride = *b->extra.at++;
+        uint8_t begin[2 * PAGE_LEAD_BYTES] = {0}, *lead = begin + PAGE_LEAD_BYTES;
+
+        if (stride == 0) {
             memset(page, 0, PAGE_BYTES);
-            break;
-        case PAGE_UNCHANGED:
-        case PAGE_DELTA:
-            memcpy(page, memory + pfns[i] * PAGE_BYTES, PAGE_BYTES);
-            if (kinds[i] == PAGE_DELTA) {
-                uint64_t changed = (uint64_t)page_get32(lines.at) << 32 | page_get32(lines.at + 4);
-                int count = __builtin_popcountll(changed);
-
-                for (int j = 0; j < count; j++)
-                    need += 8 * (size_t)__builtin_popcount(masks.at[j]);
-                if (span_left(&words) >= need)
-                    page_words_plain.put(page, changed, masks.at, words.at);
-                lines.at += 8;
-                masks.at += count;
-            }
-            break;
-        case PAGE_WHOLE:
-            need = PAGE_BYTES;
-            if (span_left(&words) >= need)
-                memcpy(page, words.at, PAGE_BYTES);
+            ops->put(page, page, 0, PAGE_LINES, false, lines, &parts);
             break;
         }
-        if (span_left(&words) < need)
-            return error_set(err, "page stream: byte %zu: pfn %" PRIu64 " needs %zu bytes, %zu are left",
-                             at, pfns[i], need, span_left(&words));
-        words.at += need;
+        if (stride < PAGE_STRIDE_MIN || stride > PAGE_STRIDE_MAX)
+            return FAIL(b, b->extra.at - 1, i, "stride %u, 0 or %d to %d are allowed", stride,
+                        PAGE_STRIDE_MIN, PAGE_STRIDE_MAX);
+        ops->put(lead, lead - 8 * stride, 0, PAGE_LEAD_LINES, true, lines, &parts);
+        memcpy(page, lead, PAGE_LEAD_BYTES);
+        ops->put(page, page - 8 * stride, PAGE_LEAD_LINES, PAGE_LINES, true, lines, &parts);
+        break;
     }
-    if (words.at != words.end)
-        return error_set(err, "page stream: byte %zu: %zu bytes too many",
-                         (size_t)(words.at - dec->stream), span_left(&words));
+    case PAGE_WHOLE:
+        memcpy(page, parts.data, PAGE_BYTES);
+        parts.data += PAGE_BYTES;
+        break;
+    case PAGE_RAW:
+        memcpy(page, b->raw.at, PAGE_BYTES);
+        b->raw.at += PAGE_BYTES;
+        break;
+    }
+    b->words.at = parts.words;
+    b->bytes.at = parts.bytes;
+    b->data.at = parts.data;
     return 0;
 }
 
@@ -227,21 +334,29 @@ int page_decode(struct page_decoder *dec, const uint8_t *block, size_t len, uint
                 const uint8_t *memory, uint64_t *pfns, uint8_t *pages, struct error *err)
 {
     const struct page_block_header *header = (const struct page_block_header *)block;
+    struct block b = {.dec = dec, .err = err, .guest_pages = guest_pages, .memory = memory, .pfns = pfns};
     int n = check_header(dec, block, len, err);
     size_t plain;
-    bool first;
 
-    if (n > 0) {
-        plain = page_get32(header->plain);
-        first = page_get32(header->sequence) == 0;
-        if (decode_stream(dec, header, plain, err) == 0 &&
-            decode_pages(dec, plain, (unsigned)n, first, guest_pages, memory, pfns, pages, err) == 0) {
-            dec->fresh = false;
-            dec->generation = page_get32(header->generation);
-            dec->sequence = page_get32(header->sequence) + 1;
-            return n;
-        }
-    }
+    if (n < 0)
+        goto fail;
+    b.n = (unsigned)n;
+    b.first = page_get32(header->sequence) == 0;
+    plain = page_get32(header->plain);
+    if (decode_stream(dec, header, plain, err) < 0)
+        goto fail;
+    b.entries = (struct span){dec->stream, dec->stream + plain};
+    b.raw = (struct span){block + sizeof(*header) + page_get32(header->coded), block + len};
+    if (read_entries(&b) < 0 || find_sections(&b) < 0)
+        goto fail;
+    for (unsigned i = 0; i < b.n; i++)
+        if (make_page(&b, i, pages + (size_t)i * PAGE_BYTES) < 0)
+            goto fail;
+    dec->fresh = false;
+    dec->generation = page_get32(header->generation);
+    dec->sequence = page_get32(header->sequence) + 1;
+    return n;
+fail:
     page_decoder_reset(dec);
     return -1;
 }

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#define ZSTD_STATIC_LINKING_ONLY /* ZSTD_initStaticCCtx: a context that never allocates */
 #include <errno.h>
 #include <lz4.h>
 #include <stdlib.h>
@@ -7,24 +8,68 @@
 
 #include "compress/page-block.h"
 #include "compress/page-cache.h"
+#include "compress/page-moves.h"
+
+/* With more changed words than this it is worth looking for what moved. */
+#define MOVES_WORDS 48
+/* ... which is known after so many lines of a page that changed all over. */
+#define STEP_LINES 16
+/* A page with more bytes left than this is tried the other way too. */
+#define RETRY_BYTES 1024
+/* A page of which more is left goes as it is: masks would only be in the way. */
+#define RAW_BYTES 3584
+
+#define HEAD_BYTES (PAGE_BLOCK_MAX * PAGE_HEAD_MAX)
+
+/*
+ * One block under way, and all the memory that it needs.  The sections of the stream are filled apart;
+ * the data comes last, so that the others can be put together right before it.
+ */
+struct page_worker {
+    const uint64_t *pfns;
+    const uint8_t *const *pages;
+    size_t n;
+    uint64_t next_pfn;
+    uint32_t generation, sequence;
+    enum page_codec codec;
+    const uint8_t *raw[PAGE_BLOCK_MAX];
+    uint8_t *copies[PAGE_BLOCK_MAX]; /* in the cache, or NULL */
+    bool found[PAGE_BLOCK_MAX];      /* whether that holds the page as shipped last */
+
+    struct page_stats stats;
+    void *lz4, *zstd_memory;
+    ZSTD_CCtx *zstd;
+    struct page_moves moves;
+    uint8_t predicted[PAGE_BYTES];
+    uint8_t before[PAGE_BYTES]; /* the old copy of the page before, */
+    uint64_t before_pfn;        /* which is this one; UINT64_MAX: none */
+
+    uint8_t entries[PAGE_BLOCK_MAX * PAGE_ENTRY_MAX];
+    uint8_t extra[PAGE_BLOCK_MAX * PAGE_EXTRA_MAX];
+    uint8_t lines[PAGE_BLOCK_MAX * 8];
+    /* Room for one page more: a page may be taken twice, and the better is kept. */
+    uint8_t words[(PAGE_BLOCK_MAX + 1) * PAGE_LINES + PAGE_WORDS_SLACK];
+    uint8_t bytes[(PAGE_BLOCK_MAX + 1) * PAGE_WORDS + PAGE_WORDS_SLACK];
+    uint8_t stream[HEAD_BYTES + (PAGE_BLOCK_MAX + 1) * PAGE_BYTES + PAGE_WORDS_SLACK];
+};
 
 struct page_encoder {
     uint64_t guest_pages;
     enum page_codec codec;
-    int level;
     uint32_t generation, sequence;
     uint64_t next_pfn; /* the lowest that may follow in this checkpoint */
     struct page_cache *cache;
     const struct page_words_ops *words;
-    struct page_stats stats;
-    void *lz4;
-    ZSTD_CCtx *zstd;
+    unsigned threads;
+    struct page_worker **workers;
+    struct page_stats stats; /* the workers' sum, when it was last asked for */
+};
 
-    /* The stream of one block: entries, lines and masks are gathered apart, then moved up before the data. */
-    uint8_t entries[PAGE_BLOCK_MAX * PAGE_ENTRY_MAX];
-    uint8_t lines[PAGE_BLOCK_MAX * 8];
-    uint8_t masks[PAGE_BLOCK_MAX * PAGE_LINES];
-    uint8_t stream[PAGE_STREAM_MAX + PAGE_LINE_BYTES];
+/* Where the next byte of each section goes. */
+struct sections {
+    uint8_t *entry, *extra, *line;
+    struct page_parts parts;
+    unsigned stride; /* of the last page that was predicted from itself */
 };
 
 uint64_t page_cache_default(uint64_t guest_pages)
@@ -35,20 +80,58 @@ uint64_t page_cache_default(uint64_t guest_pages)
     return bytes < 32 * mib ? 32 * mib : bytes > 256 * mib ? 256 * mib : bytes;
 }
 
-struct page_encoder *page_encoder_new(const struct page_encoder_config *config)
+/* zstd's level 1; a block needs no window beyond its own size. */
+static ZSTD_compressionParameters zstd_params(void)
 {
-    uint64_t bytes = config->cache_bytes;
-    struct page_encoder *enc;
+    ZSTD_compressionParameters params = ZSTD_getCParams(1, 1 << 18, 0);
 
-    if (config->guest_pages == 0) {
-        errno = EINVAL;
+    params.windowLog = 18;
+    return params;
+}
+
+static size_t zstd_bytes(void)
+{
+    return ZSTD_estimateCCtxSize_usingCParams(zstd_params());
+}
+
+static void worker_free(struct page_worker *w)
+{
+    if (!w)
+        return;
+    free(w->lz4);
+    free(w->zstd_memory);
+    free(w);
+}
+
+static struct page_worker *worker_new(void)
+{
+    struct page_worker *w = calloc(1, sizeof(*w));
+
+    if (!w)
+        return NULL;
+    w->lz4 = malloc((size_t)LZ4_sizeofState());
+    w->zstd_memory = malloc(zstd_bytes());
+    if (!w->lz4 || !w->zstd_memory) {
+        worker_free(w);
         return NULL;
     }
-    if (bytes == 0)
-        bytes = page_cache_default(config->guest_pages);
+    w->zstd = ZSTD_initStaticCCtx(w->zstd_memory, zstd_bytes());
+    ZSTD_CCtx_setParameter(w->zstd, ZSTD_c_compressionLevel, 1);
+    ZSTD_CCtx_setParameter(w->zstd, ZSTD_c_windowLog, (int)zstd_params().windowLog);
+    ZSTD_CCtx_setParameter(w->zstd, ZSTD_c_hashLog, (int)zstd_params().hashLog);
+    ZSTD_CCtx_setParameter(w->zstd, ZSTD_c_chainLog, (int)zstd_params().chainLog);
+    return w;
+}
+
+struct page_encoder *page_encoder_new(const struct page_encoder_config *config)
+{
+    uint64_t bytes = config->cache_bytes ? config->cache_bytes : page_cache_default(config->guest_pages);
+    unsigned threads = config->threads ? config->threads : 1;
+    struct page_encoder *enc;
+
     if (bytes / PAGE_BYTES > config->guest_pages)
         bytes = config->guest_pages * PAGE_BYTES;
-    if (bytes < PAGE_BYTES || bytes / PAGE_BYTES > UINT32_MAX / 2) {
+    if (bytes < PAGE_BYTES || bytes / PAGE_BYTES > UINT32_MAX / 4 || threads > PAGE_THREADS_MAX) {
         errno = EINVAL;
         return NULL;
     }
@@ -56,27 +139,33 @@ struct page_encoder *page_encoder_new(const struct page_encoder_config *config)
     if (!enc)
         return NULL;
     enc->guest_pages = config->guest_pages;
-    enc->words = &page_words_plain;
+    enc->words = page_words_best();
     enc->cache = page_cache_new((uint32_t)(bytes / PAGE_BYTES));
-    enc->lz4 = malloc((size_t)LZ4_sizeofState());
-    enc->zstd = ZSTD_createCCtx();
-    if (!enc->cache || !enc->lz4 || !enc->zstd) {
-        page_encoder_free(enc);
-        errno = ENOMEM;
-        return NULL;
+    enc->workers = calloc(threads, sizeof(*enc->workers));
+    if (!enc->cache || !enc->workers)
+        goto fail;
+    for (enc->threads = 0; enc->threads < threads; enc->threads++) {
+        enc->workers[enc->threads] = worker_new();
+        if (!enc->workers[enc->threads])
+            goto fail;
     }
-    page_encoder_set_codec(enc, config->codec, config->level);
+    page_encoder_set_codec(enc, config->codec);
     page_encoder_begin(enc);
     return enc;
+fail:
+    page_encoder_free(enc);
+    errno = ENOMEM;
+    return NULL;
 }
 
 void page_encoder_free(struct page_encoder *enc)
 {
     if (!enc)
         return;
+    for (unsigned i = 0; i < enc->threads; i++)
+        worker_free(enc->workers[i]);
+    free(enc->workers);
     page_cache_free(enc->cache);
-    free(enc->lz4);
-    ZSTD_freeCCtx(enc->zstd);
     free(enc);
 }
 
@@ -88,10 +177,9 @@ void page_encoder_reset(struct page_encoder *enc)
     page_encoder_begin(enc);
 }
 
-void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec, int level)
+void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec)
 {
     enc->codec = codec;
-    enc->level = level ? level : 1;
 }
 
 void page_encoder_begin(struct page_encoder *enc)
@@ -100,20 +188,71 @@ void page_encoder_begin(struct page_encoder *enc)
     enc->next_pfn = 0;
 }
 
-const struct page_stats *page_encoder_stats(const struct page_encoder *enc)
+const struct page_stats *page_encoder_stats(struct page_encoder *enc)
 {
-    return &enc->stats;
+    struct page_stats *stats = &enc->stats;
+
+    memset(stats, 0, sizeof(*stats));
+    for (unsigned i = 0; i < enc->threads; i++) {
+        const struct page_stats *one = &enc->workers[i]->stats;
+
+        for (int k = 0; k < PAGE_KINDS; k++)
+            stats->pages[k] += one->pages[k];
+        stats->blocks += one->blocks;
+        stats->bytes_in += one->bytes_in;
+        stats->bytes_out += one->bytes_out;
+        stats->hits += one->hits;
+    }
+    return stats;
 }
 
 size_t page_encoder_memory(const struct page_encoder *enc)
 {
-    return sizeof(*enc) + page_cache_memory(enc->cache) + (size_t)LZ4_sizeofState() +
-           ZSTD_sizeof_CCtx(enc->zstd);
+    return sizeof(*enc) + page_cache_memory(enc->cache) +
+           enc->threads * (sizeof(struct page_worker *) + sizeof(struct page_worker) +
+                           (size_t)LZ4_sizeofState() + zstd_bytes());
 }
 
 size_t page_block_bound(size_t n)
 {
-    return sizeof(struct page_block_header) + n * (PAGE_BYTES + PAGE_ENTRY_MAX + 8 + PAGE_LINES);
+    return sizeof(struct page_block_header) + n * (PAGE_HEAD_MAX + PAGE_BYTES);
+}
+
+static bool pfns_valid(const struct page_encoder *enc, const uint64_t *pfns, size_t n)
+{
+    uint64_t next = enc->next_pfn;
+
+    for (size_t i = 0; i < n; i++) {
+        if (pfns[i] < next || pfns[i] >= enc->guest_pages)
+            return false;
+        next = pfns[i] + 1;
+    }
+    return true;
+}
+
+int page_plan(struct page_encoder *enc, unsigned thread, const uint64_t *pfns,
+              const uint8_t *const *pages, size_t n)
+{
+    struct page_worker *w;
+
+    if (thread >= enc->threads || n == 0 || n > PAGE_BLOCK_MAX || !pfns_valid(enc, pfns, n)) {
+        errno = EINVAL;
+        return -1;
+    }
+    w = enc->workers[thread];
+    w->pfns = pfns;
+    w->pages = pages;
+    w->n = n;
+    w->next_pfn = enc->next_pfn;
+    w->generation = enc->generation;
+    w->sequence = enc->sequence++;
+    w->codec = enc->codec;
+    for (size_t i = 0; i < n; i++) {
+        w->copies[i] = page_cache_get(enc->cache, pfns[i], &w->found[i]);
+        w->found[i] = w->found[i] && w->copies[i];
+    }
+    enc->next_pfn = pfns[n - 1] + 1;
+    return 0;
 }
 
 static uint8_t *put_entry(uint8_t *p, enum page_kind kind, uint64_t gap)
@@ -129,90 +268,251 @@ static uint8_t *put_entry(uint8_t *p, enum page_kind kind, uint64_t gap)
     return p;
 }
 
-static bool pfns_valid(const struct page_encoder *enc, const uint64_t *pfns, size_t n)
+/* A page against itself, `stride` words before; against zeros when stride is 0. */
+static uint64_t take_self(const struct page_words_ops *ops, const uint8_t *page, unsigned stride,
+                           struct page_parts *parts)
 {
-    uint64_t next = enc->next_pfn;
+    static const uint8_t zeros[PAGE_BYTES];
+    uint8_t begin[2 * PAGE_LEAD_BYTES], *lead = begin + PAGE_LEAD_BYTES;
+    uint64_t lines;
 
-    for (size_t i = 0; i < n; i++) {
-        if (pfns[i] < next || pfns[i] >= enc->guest_pages)
-            return false;
-        next = pfns[i] + 1;
+    if (stride == 0)
+        return ops->take(page, zeros, 0, PAGE_LINES, false, parts);
+    memset(begin, 0, PAGE_LEAD_BYTES);
+    memcpy(lead, page, PAGE_LEAD_BYTES);
+    lines = ops->take(lead, lead - 8 * stride, 0, PAGE_LEAD_LINES, true, parts);
+    return lines | ops->take(page, page - 8 * stride, PAGE_LEAD_LINES, PAGE_LINES, true, parts);
+}
+
+/* How much the parts grew. */
+static size_t grown(const struct page_parts *from, const struct page_parts *to)
+{
+    return (size_t)(to->words - from->words) + (size_t)(to->bytes - from->bytes) +
+           (size_t)(to->data - from->data);
+}
+
+/* Moves what was taken from `from` to `to` back to `start`. */
+static void replace(const struct page_parts *start, const struct page_parts *from, struct page_parts *to)
+{
+    memmove(start->words, from->words, (size_t)(to->words - from->words));
+    memmove(start->bytes, from->bytes, (size_t)(to->bytes - from->bytes));
+    memmove(start->data, from->data, (size_t)(to->data - from->data));
+    to->words -= from->words - start->words;
+    to->bytes -= from->bytes - start->bytes;
+    to->data -= from->data - start->data;
+}
+
+/* How many values of a line are new. */
+static unsigned new_values(uint8_t *seen, const uint8_t *line)
+{
+    unsigned count = 0;
+
+    for (int i = 0; i < PAGE_LINE_BYTES; i++) {
+        count += !seen[line[i]];
+        seen[line[i]] = 1;
     }
-    return true;
+    return count;
+}
+
+/*
+ * Is this encrypted or compressed already?  64 random bytes have 57 different values, 256 have 162;
+ * anything with a structure has far fewer.
+ */
+static bool looks_random(const uint8_t *page)
+{
+    uint8_t seen[256] = {0};
+    unsigned count = new_values(seen, page + 5 * PAGE_LINE_BYTES);
+
+    if (count <= 48)
+        return false;
+    count += new_values(seen, page + 23 * PAGE_LINE_BYTES);
+    count += new_values(seen, page + 42 * PAGE_LINE_BYTES);
+    count += new_values(seen, page + 60 * PAGE_LINE_BYTES);
+    return count > 140;
+}
+
+/* The page as it is, to be coded with the rest of the stream. */
+static enum page_kind put_whole(const uint8_t *page, struct sections *s, const struct page_parts *start)
+{
+    s->parts = *start;
+    memcpy(s->parts.data, page, PAGE_BYTES);
+    s->parts.data += PAGE_BYTES;
+    return PAGE_WHOLE;
+}
+
+static enum page_kind encode_alone(const struct page_encoder *enc, const uint8_t *page,
+                                   struct sections *s)
+{
+    struct page_parts start = s->parts;
+    unsigned stride = enc->words->stride(page, s->stride);
+    uint64_t lines = take_self(enc->words, page, stride, &s->parts);
+
+    if (lines == 0)
+        return PAGE_ZERO;
+    if (s->parts.data - start.data > RAW_BYTES)
+        return put_whole(page, s, &start);
+    *s->extra++ = (uint8_t)stride;
+    s->stride = stride;
+    page_put64(s->line, lines);
+    s->line += 8;
+    return PAGE_SELF;
+}
+
+static void predict(uint8_t *page, const struct page_moves *moves, const uint8_t *const old[3])
+{
+    for (unsigned k = 0; k < moves->count; k++) {
+        const struct page_move *m = &moves->move[k];
+        unsigned end = k + 1 < moves->count ? moves->move[k + 1].to : PAGE_WORDS;
+
+        memcpy(page + 8 * m->to, old[m->from / PAGE_HALVES] + 4 * (m->from % PAGE_HALVES),
+               8 * (end - m->to));
+    }
+}
+
+static enum page_kind encode_moved(const struct page_encoder *enc, struct page_worker *w, size_t i,
+                                   struct sections *s)
+{
+    const uint8_t *page = w->pages[i], *old[3] = {NULL, w->copies[i], NULL};
+    struct page_parts start = s->parts;
+    uint64_t lines;
+
+    if (w->before_pfn + 1 == w->pfns[i] && w->before_pfn != UINT64_MAX)
+        old[0] = w->before;
+    if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1 && w->found[i + 1])
+        old[2] = w->copies[i + 1];
+    page_moves_find(&w->moves, page, old);
+    predict(w->predicted, &w->moves, old);
+    lines = enc->words->take(page, w->predicted, 0, PAGE_LINES, false, &s->parts);
+
+    if (grown(&start, &s->parts) > RETRY_BYTES) {
+        struct sections other = *s;
+        enum page_kind kind = encode_alone(enc, page, &other);
+
+        if (grown(&s->parts, &other.parts) < grown(&start, &s->parts)) {
+            replace(&start, &s->parts, &other.parts);
+            *s = other;
+            return kind;
+        }
+        if (s->parts.data - start.data > RAW_BYTES)
+            return put_whole(page, s, &start);
+    }
+    *s->extra++ = (uint8_t)w->moves.count;
+    for (unsigned k = 0; k < w->moves.count; k++, s->extra += PAGE_MOVE_BYTES)
+        page_put32(s->extra, (uint32_t)w->moves.move[k].to << 16 | w->moves.move[k].from);
+    page_put64(s->line, lines);
+    s->line += 8;
+    return PAGE_MOVED;
+}
+
+/* A page of which the cache holds the old copy; makes the copy equal to the page. */
+static enum page_kind encode_known(const struct page_encoder *enc, struct page_worker *w, size_t i,
+                                   struct sections *s)
+{
+    const uint8_t *page = w->pages[i];
+    uint8_t *copy = w->copies[i];
+    struct page_parts start = s->parts;
+    uint64_t lines = 0;
+    enum page_kind kind;
+
+    for (int at = 0; at < PAGE_LINES && s->parts.bytes - start.bytes <= MOVES_WORDS; at += STEP_LINES)
+        lines |= enc->words->take(page, copy, at, at + STEP_LINES, false, &s->parts);
+    if (lines == 0)
+        return PAGE_UNCHANGED;
+    if (s->parts.bytes - start.bytes > MOVES_WORDS) {
+        s->parts = start;
+        kind = looks_random(page) ? PAGE_RAW : encode_moved(enc, w, i, s);
+        if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1) {
+            memcpy(w->before, copy, PAGE_BYTES);
+            w->before_pfn = w->pfns[i];
+        }
+        enc->words->copy(copy, page);
+        return kind;
+    }
+    page_put64(s->line, lines);
+    s->line += 8;
+    for (; lines; lines &= lines - 1) {
+        size_t at = (size_t)__builtin_ctzll(lines) * PAGE_LINE_BYTES;
+
+        memcpy(copy + at, page + at, PAGE_LINE_BYTES);
+    }
+    return PAGE_DELTA;
 }
 
 /* Codes the stream into out; how many bytes, or 0 when it would not get smaller. */
-static size_t code_stream(struct page_encoder *enc, const uint8_t *stream, size_t len, uint8_t *out,
+static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t len, uint8_t *out,
                           enum page_coding *coding)
 {
     size_t got = 0;
 
-    if (enc->codec == PAGE_CODEC_LZ4) {
+    if (w->codec == PAGE_CODEC_LZ4) {
         *coding = PAGE_CODING_LZ4;
-        got = (size_t)LZ4_compress_fast_extState(enc->lz4, (const char *)stream, (char *)out,
-                                                 (int)len, (int)len - 1, 1);
-    } else if (enc->codec == PAGE_CODEC_ZSTD) {
+        got = (size_t)LZ4_compress_fast_extState(w->lz4, (const char *)stream, (char *)out, (int)len,
+                                                 (int)len - 1, 1);
+    } else if (w->codec == PAGE_CODEC_ZSTD) {
         *coding = PAGE_CODING_ZSTD;
-        got = ZSTD_compressCCtx(enc->zstd, out, len - 1, stream, len, enc->level);
+        got = ZSTD_compress2(w->zstd, out, len - 1, stream, len);
         if (ZSTD_isError(got))
             got = 0;
     }
     return got;
 }
 
-ssize_t page_encode(struct page_encoder *enc, const uint64_t *pfns, const uint8_t *const *pages,
-                    size_t n, uint8_t *out, size_t cap)
+/* The cache is larger than the processor's: the next copy comes in while this page is worked on. */
+static void prefetch_page(const uint8_t *page)
 {
-    struct page_block_header *header = (struct page_block_header *)out;
-    uint8_t *entry = enc->entries, *lines = enc->lines, *mask = enc->masks;
-    uint8_t *data = enc->stream + PAGE_STREAM_HEAD, *stream;
-    enum page_coding coding = PAGE_CODING_STORED;
-    size_t len, coded;
+    for (int i = 0; i < PAGE_LINES; i++)
+        __builtin_prefetch(page + i * PAGE_LINE_BYTES, 1);
+}
 
-    if (n == 0 || n > PAGE_BLOCK_MAX || cap < page_block_bound(n) || !pfns_valid(enc, pfns, n)) {
+static uint8_t *prepend(uint8_t *at, const uint8_t *section, const uint8_t *end)
+{
+    at -= end - section;
+    memcpy(at, section, (size_t)(end - section));
+    return at;
+}
+
+ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *out, size_t cap)
+{
+    struct page_worker *w = enc->workers[thread];
+    struct page_block_header *header = (struct page_block_header *)out;
+    struct sections s = {w->entries, w->extra, w->lines, {w->words, w->bytes, w->stream + HEAD_BYTES}, 0};
+    enum page_coding coding = PAGE_CODING_STORED;
+    uint64_t next = w->next_pfn;
+    uint8_t *stream, *end;
+    size_t len, coded, raws = 0;
+
+    if (cap < page_block_bound(w->n)) {
         errno = EINVAL;
         return -1;
     }
-    for (size_t i = 0; i < n; i++) {
+    w->before_pfn = UINT64_MAX;
+    for (size_t i = 0; i < w->n; i++) {
         enum page_kind kind;
-        bool found;
-        uint8_t *copy = page_cache_get(enc->cache, pfns[i], &found);
 
-        enc->stats.lookups++;
-        enc->stats.hits += copy && found;
-        if (copy && found) {
-            uint64_t changed = enc->words->take(pages[i], copy, &mask, &data);
-
-            kind = changed ? PAGE_DELTA : PAGE_UNCHANGED;
-            if (changed) {
-                page_put32(lines, (uint32_t)(changed >> 32));
-                page_put32(lines + 4, (uint32_t)changed);
-                lines += 8;
-            }
+        if (i + 1 < w->n && w->found[i + 1])
+            prefetch_page(w->copies[i + 1]);
+        if (w->found[i]) {
+            kind = encode_known(enc, w, i, &s);
+            w->stats.hits++;
         } else {
-            if (copy)
-                memcpy(copy, pages[i], PAGE_BYTES);
-            kind = enc->words->is_zero(pages[i]) ? PAGE_ZERO : PAGE_WHOLE;
-            if (kind == PAGE_WHOLE) {
-                memcpy(data, pages[i], PAGE_BYTES);
-                data += PAGE_BYTES;
-            }
+            kind = looks_random(w->pages[i]) ? PAGE_RAW : encode_alone(enc, w->pages[i], &s);
+            if (w->copies[i])
+                enc->words->copy(w->copies[i], w->pages[i]);
         }
-        entry = put_entry(entry, kind, pfns[i] - enc->next_pfn);
-        enc->next_pfn = pfns[i] + 1;
-        enc->stats.pages[kind]++;
+        if (kind == PAGE_RAW)
+            w->raw[raws++] = w->pages[i];
+        s.entry = put_entry(s.entry, kind, w->pfns[i] - next);
+        next = w->pfns[i] + 1;
+        w->stats.pages[kind]++;
     }
+    stream = prepend(w->stream + HEAD_BYTES, w->bytes, s.parts.bytes);
+    stream = prepend(stream, w->words, s.parts.words);
+    stream = prepend(stream, w->lines, s.line);
+    stream = prepend(stream, w->extra, s.extra);
+    stream = prepend(stream, w->entries, s.entry);
+    len = (size_t)(s.parts.data - stream);
 
-    stream = enc->stream + PAGE_STREAM_HEAD;
-    stream -= mask - enc->masks;
-    memcpy(stream, enc->masks, (size_t)(mask - enc->masks));
-    stream -= lines - enc->lines;
-    memcpy(stream, enc->lines, (size_t)(lines - enc->lines));
-    stream -= entry - enc->entries;
-    memcpy(stream, enc->entries, (size_t)(entry - enc->entries));
-    len = (size_t)(data - stream);
-
-    coded = code_stream(enc, stream, len, out + sizeof(*header), &coding);
+    coded = code_stream(w, stream, len, out + sizeof(*header), &coding);
     if (coded == 0) {
         coding = PAGE_CODING_STORED;
         coded = len;
@@ -220,14 +520,29 @@ ssize_t page_encode(struct page_encoder *enc, const uint64_t *pfns, const uint8_
     }
     header->version = PAGE_BLOCK_VERSION;
     header->coding = (uint8_t)coding;
-    header->pages[0] = (uint8_t)(n >> 8);
-    header->pages[1] = (uint8_t)n;
-    page_put32(header->generation, enc->generation);
-    page_put32(header->sequence, enc->sequence++);
+    header->pages[0] = (uint8_t)(w->n >> 8);
+    header->pages[1] = (uint8_t)w->n;
+    page_put32(header->generation, w->generation);
+    page_put32(header->sequence, w->sequence);
     page_put32(header->plain, (uint32_t)len);
     page_put32(header->coded, (uint32_t)coded);
-    enc->stats.blocks++;
-    enc->stats.bytes_in += n * PAGE_BYTES;
-    enc->stats.bytes_out += sizeof(*header) + coded;
-    return (ssize_t)(sizeof(*header) + coded);
+    end = out + sizeof(*header) + coded;
+    for (size_t i = 0; i < raws; i++, end += PAGE_BYTES)
+        memcpy(end, w->raw[i], PAGE_BYTES);
+    w->stats.blocks++;
+    w->stats.bytes_in += w->n * PAGE_BYTES;
+    w->stats.bytes_out += (size_t)(end - out);
+    return end - out;
+}
+
+ssize_t page_encode(struct page_encoder *enc, const uint64_t *pfns, const uint8_t *const *pages,
+                    size_t n, uint8_t *out, size_t cap)
+{
+    if (n > PAGE_BLOCK_MAX || cap < page_block_bound(n)) {
+        errno = EINVAL;
+        return -1;
+    }
+    if (page_plan(enc, 0, pfns, pages, n) < 0)
+        return -1;
+    return page_encode_planned(enc, 0, out, cap);
 }

@@ -1,63 +1,352 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <endian.h>
 #include <string.h>
 
 #include "compress/page-words.h"
-#include "compress/pagecodec.h"
 
-static uint64_t load(const uint8_t *p)
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#define EACH_BYTE(x) (UINT64_C(0x0101010101010101) * (x))
+#define INLINE static inline __attribute__((always_inline))
+
+/* Where a stride is judged, in words: places of differing phase to all usual record sizes. */
+static const uint16_t stride_samples[8] = {80, 330, 138, 430, 200, 390, 265, 496};
+
+INLINE uint64_t load64(const uint8_t *p)
 {
     uint64_t v;
 
     memcpy(&v, p, 8);
-    return v;
+    return le64toh(v);
 }
 
-static bool plain_is_zero(const uint8_t *page)
+INLINE void store64(uint8_t *p, uint64_t v)
 {
-    return load(page) == 0 && memcmp(page, page + 8, PAGE_BYTES - 8) == 0;
+    v = htole64(v);
+    memcpy(p, &v, 8);
 }
 
-static uint64_t plain_take(const uint8_t *page, uint8_t *old, uint8_t **masks, uint8_t **words)
+/* Bytes of m with 5 bits or more become 0xff. */
+INLINE uint64_t widen(uint64_t m)
 {
-    uint64_t lines = 0;
+    uint64_t c = m - (m >> 1 & EACH_BYTE(0x55));
 
-    for (int i = 0; i < PAGE_LINES; i++, page += PAGE_LINE_BYTES, old += PAGE_LINE_BYTES) {
-        uint8_t mask = 0;
+    c = (c & EACH_BYTE(0x33)) + (c >> 2 & EACH_BYTE(0x33));
+    c = (c + (c >> 4)) & EACH_BYTE(0x0f);
+    return m | ((c + EACH_BYTE(3)) >> 3 & EACH_BYTE(1)) * 0xff;
+}
 
-        if (memcmp(page, old, PAGE_LINE_BYTES) == 0)
-            continue;
-        for (int j = 0; j < 8; j++) {
-            if (load(page + 8 * j) == load(old + 8 * j))
-                continue;
-            mask |= (uint8_t)(1u << j);
-            memcpy(*words, page + 8 * j, 8);
-            *words += 8;
-        }
-        memcpy(old, page, PAGE_LINE_BYTES);
-        *(*masks)++ = mask;
-        lines |= UINT64_C(1) << i;
+/* Bit j set when byte j of m is not zero. */
+INLINE unsigned nonzero_bytes(uint64_t m)
+{
+    uint64_t high = (((m & EACH_BYTE(0x7f)) + EACH_BYTE(0x7f)) | m) & EACH_BYTE(0x80);
+
+    return (unsigned)((high >> 7) * UINT64_C(0x0102040810204080) >> 56);
+}
+
+INLINE uint64_t subtract_bytes(uint64_t a, uint64_t b)
+{
+    const uint64_t high = EACH_BYTE(0x80);
+
+    return ((a | high) - (b & ~high)) ^ ((a ^ ~b) & high);
+}
+
+INLINE uint64_t add_bytes(uint64_t a, uint64_t b)
+{
+    const uint64_t high = EACH_BYTE(0x80);
+
+    return ((a & ~high) + (b & ~high)) ^ ((a ^ b) & high);
+}
+
+/* 0xff in each byte whose bit is set in b. */
+INLINE uint64_t expand_mask(unsigned b)
+{
+    uint64_t spread = EACH_BYTE((uint64_t)b) & UINT64_C(0x8040201008040201);
+
+    return (((spread + EACH_BYTE(0x7f)) | spread) >> 7 & EACH_BYTE(1)) * 0xff;
+}
+
+INLINE uint64_t gather_plain(uint64_t v, unsigned b)
+{
+    uint64_t out = 0;
+
+    for (unsigned at = 0; b; b &= b - 1, at += 8)
+        out |= (v >> 8 * __builtin_ctz(b) & 0xff) << at;
+    return out;
+}
+
+INLINE uint64_t scatter_plain(uint64_t v, unsigned b)
+{
+    uint64_t out = 0;
+
+    for (; b; b &= b - 1, v >>= 8)
+        out |= (v & 0xff) << 8 * __builtin_ctz(b);
+    return out;
+}
+
+/* One line, word by word; GATHER and SCATTER move the bytes whose bits are set to the low end and back. */
+#define DEFINE_LINE_BY_WORDS(suffix, target, GATHER, SCATTER, POPCOUNT)                            \
+    target INLINE void line_take_##suffix(const uint8_t *page, const uint8_t *guess,               \
+                                          uint64_t mask, bool difference,                          \
+                                          struct page_parts *parts)                                \
+    {                                                                                              \
+        unsigned words;                                                                            \
+                                                                                                   \
+        mask = widen(mask);                                                                        \
+        words = nonzero_bytes(mask);                                                               \
+        *parts->words++ = (uint8_t)words;                                                          \
+        for (; words; words &= words - 1) {                                                        \
+            int at = 8 * __builtin_ctz(words);                                                     \
+            unsigned b = mask >> at & 0xff;                                                        \
+            uint64_t v = load64(page + at);                                                        \
+                                                                                                   \
+            *parts->bytes++ = (uint8_t)b;                                                          \
+            if (b != 0xff) {                                                                       \
+                if (difference)                                                                    \
+                    v = subtract_bytes(v, load64(guess + at));                                     \
+                v = GATHER(v, b);                                                                  \
+            }                                                                                      \
+            store64(parts->data, v);                                                               \
+            parts->data += POPCOUNT(b);                                                            \
+        }                                                                                          \
+    }                                                                                              \
+                                                                                                   \
+    target INLINE void line_put_##suffix(uint8_t *page, const uint8_t *guess, bool difference,     \
+                                         struct page_parts *parts)                                 \
+    {                                                                                              \
+        unsigned words = *parts->words++;                                                          \
+                                                                                                   \
+        if (page != guess)                                                                         \
+            memcpy(page, guess, PAGE_LINE_BYTES);                                                  \
+        for (; words; words &= words - 1) {                                                        \
+            int at = 8 * __builtin_ctz(words);                                                     \
+            unsigned b = *parts->bytes++;                                                          \
+            uint64_t v = load64(parts->data), old = load64(page + at);                             \
+                                                                                                   \
+            if (b != 0xff) {                                                                       \
+                uint64_t mask = expand_mask(b);                                                    \
+                                                                                                   \
+                v = SCATTER(v, b);                                                                 \
+                if (difference)                                                                    \
+                    v = add_bytes(v, old);                                                         \
+                v = (v & mask) | (old & ~mask);                                                    \
+            }                                                                                      \
+            store64(page + at, v);                                                                 \
+            parts->data += POPCOUNT(b);                                                            \
+        }                                                                                          \
     }
-    return lines;
-}
 
-static size_t plain_put(uint8_t *page, uint64_t lines, const uint8_t *masks, const uint8_t *words)
+/* Plain C */
+
+INLINE uint64_t line_differs_plain(const uint8_t *a, const uint8_t *b)
 {
-    const uint8_t *start = words;
+    uint64_t mask = 0;
 
-    for (; lines; lines &= lines - 1) {
-        uint8_t *line = page + __builtin_ctzll(lines) * PAGE_LINE_BYTES;
-
-        for (unsigned mask = *masks++; mask; mask &= mask - 1) {
-            memcpy(line + 8 * __builtin_ctz(mask), words, 8);
-            words += 8;
-        }
-    }
-    return (size_t)(words - start);
+    for (int j = 0; j < 8; j++)
+        mask |= (uint64_t)nonzero_bytes(load64(a + 8 * j) ^ load64(b + 8 * j)) << 8 * j;
+    return mask;
 }
 
-const struct page_words_ops page_words_plain = {
-    .name = "plain",
-    .is_zero = plain_is_zero,
-    .take = plain_take,
-    .put = plain_put,
-};
+INLINE uint64_t line_nonzero_plain(const uint8_t *a)
+{
+    static const uint8_t zeros[PAGE_LINE_BYTES];
+
+    return line_differs_plain(a, zeros);
+}
+
+INLINE int popcount_plain(uint64_t v)
+{
+    v = v - (v >> 1 & EACH_BYTE(0x55));
+    v = (v & EACH_BYTE(0x33)) + (v >> 2 & EACH_BYTE(0x33));
+    return (int)(((v + (v >> 4)) & EACH_BYTE(0x0f)) * EACH_BYTE(1) >> 56);
+}
+
+DEFINE_LINE_BY_WORDS(plain, , gather_plain, scatter_plain, popcount_plain)
+
+#define ISA(name) plain_##name
+#define ISA_NAME "plain"
+#define TARGET
+#define line_differs line_differs_plain
+#define line_nonzero line_nonzero_plain
+#define line_copy(to, from) memcpy(to, from, PAGE_LINE_BYTES)
+#define line_take line_take_plain
+#define line_put line_put_plain
+#define popcount64 popcount_plain
+#include "compress/page-words-loops.h"
+
+#ifdef __x86_64__
+
+/* SSE2: every x86-64 has it */
+
+INLINE uint64_t line_differs_sse2(const uint8_t *a, const uint8_t *b)
+{
+    uint64_t mask = 0;
+
+    for (int j = 0; j < 4; j++) {
+        __m128i x = _mm_loadu_si128((const __m128i *)a + j), y = _mm_loadu_si128((const __m128i *)b + j);
+
+        mask |= (uint64_t)(uint16_t)_mm_movemask_epi8(_mm_cmpeq_epi8(x, y)) << 16 * j;
+    }
+    return ~mask;
+}
+
+INLINE uint64_t line_nonzero_sse2(const uint8_t *a)
+{
+    static const uint8_t zeros[PAGE_LINE_BYTES];
+
+    return line_differs_sse2(a, zeros);
+}
+
+#define ISA(name) sse2_##name
+#define ISA_NAME "sse2"
+#define TARGET
+#define line_differs line_differs_sse2
+#define line_nonzero line_nonzero_sse2
+#define line_copy(to, from) memcpy(to, from, PAGE_LINE_BYTES)
+#define line_take line_take_plain
+#define line_put line_put_plain
+#define popcount64 popcount_plain
+#include "compress/page-words-loops.h"
+
+/* AVX2, with BMI2 to gather and scatter the bytes of a word */
+
+#define TARGET_AVX2 __attribute__((target("avx2,bmi2,popcnt")))
+
+TARGET_AVX2 INLINE uint64_t line_differs_avx2(const uint8_t *a, const uint8_t *b)
+{
+    __m256i low = _mm256_cmpeq_epi8(_mm256_loadu_si256((const __m256i *)a),
+                                    _mm256_loadu_si256((const __m256i *)b));
+    __m256i high = _mm256_cmpeq_epi8(_mm256_loadu_si256((const __m256i *)a + 1),
+                                     _mm256_loadu_si256((const __m256i *)b + 1));
+
+    return ~((uint64_t)(uint32_t)_mm256_movemask_epi8(high) << 32 |
+             (uint32_t)_mm256_movemask_epi8(low));
+}
+
+TARGET_AVX2 INLINE uint64_t line_nonzero_avx2(const uint8_t *a)
+{
+    static const uint8_t zeros[PAGE_LINE_BYTES];
+
+    return line_differs_avx2(a, zeros);
+}
+
+TARGET_AVX2 INLINE void line_copy_avx2(uint8_t *to, const uint8_t *from)
+{
+    __m256i low = _mm256_loadu_si256((const __m256i *)from);
+    __m256i high = _mm256_loadu_si256((const __m256i *)from + 1);
+
+    _mm256_storeu_si256((__m256i *)to, low);
+    _mm256_storeu_si256((__m256i *)to + 1, high);
+}
+
+#define GATHER_BMI2(v, b) _pext_u64(v, expand_mask(b))
+#define SCATTER_BMI2(v, b) _pdep_u64(v, expand_mask(b))
+DEFINE_LINE_BY_WORDS(avx2, TARGET_AVX2, GATHER_BMI2, SCATTER_BMI2, __builtin_popcount)
+
+#define ISA(name) avx2_##name
+#define ISA_NAME "avx2"
+#define TARGET TARGET_AVX2
+#define line_differs line_differs_avx2
+#define line_nonzero line_nonzero_avx2
+#define line_copy line_copy_avx2
+#define line_take line_take_avx2
+#define line_put line_put_avx2
+#define popcount64 __builtin_popcountll
+#include "compress/page-words-loops.h"
+
+/* AVX-512 as from Ice Lake and Zen 4 on: a whole line at a time */
+
+#define TARGET_AVX512                                                                              \
+    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi2,avx512bitalg,popcnt")))
+
+TARGET_AVX512 INLINE uint64_t line_differs_avx512(const uint8_t *a, const uint8_t *b)
+{
+    return _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
+}
+
+TARGET_AVX512 INLINE uint64_t line_nonzero_avx512(const uint8_t *a)
+{
+    __m512i v = _mm512_loadu_si512(a);
+
+    return _mm512_test_epi8_mask(v, v);
+}
+
+TARGET_AVX512 INLINE void line_copy_avx512(uint8_t *to, const uint8_t *from)
+{
+    _mm512_storeu_si512(to, _mm512_loadu_si512(from));
+}
+
+TARGET_AVX512 INLINE void line_take_avx512(const uint8_t *page, const uint8_t *guess, uint64_t mask,
+                                           bool difference, struct page_parts *parts)
+{
+    __m128i each = _mm_cvtsi64_si128((long long)mask);
+    __mmask16 full = _mm_cmpgt_epi8_mask(_mm_popcnt_epi8(each), _mm_set1_epi8(4));
+    __m512i v = _mm512_loadu_si512(page);
+    __mmask16 words;
+
+    each = _mm_or_si128(each, _mm_movm_epi8(full));
+    words = _mm_test_epi8_mask(each, each);
+    mask = (uint64_t)_mm_cvtsi128_si64(each);
+    *parts->words++ = (uint8_t)words;
+    _mm_storel_epi64((__m128i *)parts->bytes, _mm_maskz_compress_epi8(words, each));
+    parts->bytes += __builtin_popcount(words);
+    if (difference)
+        v = _mm512_mask_blend_epi64((__mmask8)full, _mm512_sub_epi8(v, _mm512_loadu_si512(guess)), v);
+    _mm512_storeu_si512(parts->data, _mm512_maskz_compress_epi8(mask, v));
+    parts->data += __builtin_popcountll(mask);
+}
+
+TARGET_AVX512 INLINE void line_put_avx512(uint8_t *page, const uint8_t *guess, bool difference,
+                                          struct page_parts *parts)
+{
+    __mmask16 words = *parts->words++;
+    __m128i each = _mm_maskz_expand_epi8(words, _mm_loadl_epi64((const __m128i *)parts->bytes));
+    __mmask16 full = _mm_cmpeq_epi8_mask(each, _mm_set1_epi8(-1));
+    uint64_t mask = (uint64_t)_mm_cvtsi128_si64(each);
+    __m512i old = _mm512_loadu_si512(guess);
+    __m512i v = _mm512_maskz_expand_epi8(mask, _mm512_loadu_si512(parts->data));
+
+    parts->bytes += __builtin_popcount(words);
+    parts->data += __builtin_popcountll(mask);
+    if (difference)
+        v = _mm512_mask_blend_epi64((__mmask8)full, _mm512_add_epi8(v, old), v);
+    _mm512_storeu_si512(page, _mm512_mask_blend_epi8(mask, old, v));
+}
+
+#define ISA(name) avx512_##name
+#define ISA_NAME "avx512"
+#define TARGET TARGET_AVX512
+#define line_differs line_differs_avx512
+#define line_nonzero line_nonzero_avx512
+#define line_copy line_copy_avx512
+#define line_take line_take_avx512
+#define line_put line_put_avx512
+#define popcount64 __builtin_popcountll
+#include "compress/page-words-loops.h"
+
+static const struct page_words_ops *const all[] = {&avx512_ops, &avx2_ops, &sse2_ops, &plain_ops, NULL};
+
+const struct page_words_ops *const *page_words_list(void)
+{
+    if (__builtin_cpu_supports("avx512vbmi2") && __builtin_cpu_supports("avx512bitalg") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq"))
+        return all;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+        __builtin_cpu_supports("popcnt"))
+        return all + 1;
+    return all + 2;
+}
+
+#else
+
+static const struct page_words_ops *const all[] = {&plain_ops, NULL};
+
+const struct page_words_ops *const *page_words_list(void)
+{
+    return all;
+}
+
+#endif

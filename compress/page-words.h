@@ -1,7 +1,18 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The inner loops over a page: which 8-byte words changed, collect them, put them back.  A page is 64 lines of
- * 8 words.  `lines` has bit i set when line i changed; each changed line has one mask byte, bit j for word j.
+ * The inner loops over a page, in one plain version and some that use what the processor has.  All give the
+ * same bytes (tests/test-pagecodec-words.c).
+ *
+ * A page is 64 lines of 8 words of 8 bytes.  What differs from a prediction of the page is written in three
+ * parts, each front to back:
+ *
+ *   words   a byte for each line that differs: bit j set when word j differs
+ *   bytes   a byte for each word that differs: bit k set when byte k is in `data`; a word with 5 or more
+ *           differing bytes counts as differing in all 8, so that text is not torn
+ *   data    those bytes of the page, in order
+ *
+ * With `difference` a byte of a word that is not there with all 8 is page minus prediction, modulo 256:
+ * a number that grows by the same step from record to record becomes the same byte again and again.
  */
 #ifndef REMUS_PAGE_WORDS_H
 #define REMUS_PAGE_WORDS_H
@@ -12,27 +23,54 @@
 
 #define PAGE_LINES 64
 #define PAGE_LINE_BYTES 64
+#define PAGE_WORDS 512
+
+/* A writer may write, and a reader may read, this much beyond the end of each part. */
+#define PAGE_WORDS_SLACK 64
+
+/* A cold page may be predicted from itself, this many words before: at least a line, at most eight. */
+#define PAGE_STRIDE_MIN 8
+#define PAGE_STRIDE_MAX 64
+
+struct page_parts {
+    uint8_t *words, *bytes, *data;
+};
 
 struct page_words_ops {
     const char *name;
 
-    /* Is every byte of the page zero? */
-    bool (*is_zero)(const uint8_t *page);
+    void (*copy)(uint8_t *to, const uint8_t *from);
 
     /*
-     * Compares a page with its old copy and makes the copy equal.  Writes a mask byte for each changed line
-     * at *masks and the changed words at *words, and moves both behind what it wrote.  May write up to
-     * one line beyond the end of *words.  Returns `lines`.
+     * Writes how lines from..to-1 of `page` differ from those of `prediction`; moves the parts behind what
+     * it wrote.  Returns a bit for each line that differs.
      */
-    uint64_t (*take)(const uint8_t *page, uint8_t *old, uint8_t **masks, uint8_t **words);
+    uint64_t (*take)(const uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
+                     struct page_parts *parts);
 
     /*
-     * The reverse: puts words into the changed lines of `page`.  May read up to one line beyond the end of
-     * the words.  Returns how many bytes of words it used.
+     * The reverse: makes lines from..to-1 of `page`.  The prediction may be the page itself (its lines
+     * stay where `lines` has no bit) or earlier bytes of it, at least a line before.
      */
-    size_t (*put)(uint8_t *page, uint64_t lines, const uint8_t *masks, const uint8_t *words);
+    void (*put)(uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
+                uint64_t lines, struct page_parts *parts);
+
+    /* How many bits are set. */
+    size_t (*popcount)(const uint8_t *bytes, size_t len);
+
+    /*
+     * The stride, in words, at which the page looks most like itself, judged by eight of its lines;
+     * 0 when it looks no more like itself than like zeros.  `likely` is tried first (0: none) and makes it fast.
+     */
+    unsigned (*stride)(const uint8_t *page, unsigned likely);
 };
 
-extern const struct page_words_ops page_words_plain;
+/* Best first, those that this processor can run; ends with NULL.  The last is the plain one. */
+const struct page_words_ops *const *page_words_list(void);
+
+static inline const struct page_words_ops *page_words_best(void)
+{
+    return page_words_list()[0];
+}
 
 #endif

@@ -9,7 +9,7 @@
 
 static const struct verb *const verbs[] = {
     &list_verb,     &status_verb,     &protect_verb, &unprotect_verb,
-    &takeover_verb, &switchover_verb, &set_verb,
+    &takeover_verb, &switchover_verb, &discard_verb, &set_verb,
 };
 #define VERB_COUNT (sizeof(verbs) / sizeof(*verbs))
 

@@ -239,10 +239,11 @@ void show_verdict(FILE *out, const json_t *vm)
 void show_trouble(FILE *out, const json_t *vm)
 {
     const char *error = text_at(vm, "last_error"), *advice = text_at(vm, "advice");
-    const char *state = text_at(vm, "state");
-    bool history = is_safe_state(vm) || strcmp(state, "off") == 0 ||
-                   strcmp(state, "waiting") == 0 || strcmp(state, "handed-over") == 0;
+    bool history = is_safe_state(vm);
+    static const char *const well[] = {"off", "handed-over", "waiting", "active"};
 
+    for (size_t i = 0; i < sizeof(well) / sizeof(*well); i++)
+        history |= strcmp(text_at(vm, "state"), well[i]) == 0;
     if (*error)
         fprintf(out, "  %-15s%s\n", history ? "last error" : "what is wrong", error);
     if (*advice)
@@ -268,6 +269,18 @@ static void show_pauses(const json_t *vm)
     }
 }
 
+static void show_checkpoints(const json_t *vm)
+{
+    show_pauses(vm);
+    printf("  %-15sp50 %s ms, p99 %s ms\n", "acknowledged", MS("ack_lag_ms.p50"),
+           MS("ack_lag_ms.p99"));
+    printf("  %-15sp50 %s, p99 %s a checkpoint\n", "dirty pages", COUNT("dirty_pages.p50"),
+           COUNT("dirty_pages.p99"));
+    printf("  %-15s%s for %s of pages, ratio %s, page cache hits %s, codec %s of a core\n", "sent",
+           OCTETS("bytes_sent"), OCTETS("bytes_raw"), MS("ratio"), PERCENT("cache_hit_rate"),
+           PERCENT("cpu_share"));
+}
+
 static void show_primary(const json_t *vm)
 {
     printf("  %-15s%s, %s, %s, dirty pages by %s\n", "guest", or_dash(text_at(vm, "platform")),
@@ -278,14 +291,8 @@ static void show_primary(const json_t *vm)
     printf("  %-15s%s every %s ms; epoch %s, acknowledged %s, in flight %s, had to wait %s\n",
            "checkpoints", COUNT("checkpoints"), COUNT("interval_ms"), COUNT("epoch"),
            COUNT("acked_epoch"), COUNT("in_flight"), COUNT("waited"));
-    show_pauses(vm);
-    printf("  %-15sp50 %s ms, p99 %s ms\n", "acknowledged", MS("ack_lag_ms.p50"),
-           MS("ack_lag_ms.p99"));
-    printf("  %-15sp50 %s, p99 %s a checkpoint\n", "dirty pages", COUNT("dirty_pages.p50"),
-           COUNT("dirty_pages.p99"));
-    printf("  %-15s%s for %s of pages, ratio %s, page cache hits %s, codec %s of a core\n", "sent",
-           OCTETS("bytes_sent"), OCTETS("bytes_raw"), MS("ratio"), PERCENT("cache_hit_rate"),
-           PERCENT("cpu_share"));
+    if (number_at(vm, "checkpoints") > 0)
+        show_checkpoints(vm);
     if (json_is_object(json_object_get(vm, "net"))) {
         printf("  %-15s%s frames held (%s), at most %s; out %s, in %s, dropped in %s\n", "network",
                COUNT("net.held_frames"), OCTETS("net.held_bytes"), COUNT("net.held_max"),

@@ -26,8 +26,24 @@ static int switchover(const struct ctl *ctl, int argc, char **argv, struct failu
     return pursue(ctl, &goal, argv[0], f);
 }
 
+static int discard(const struct ctl *ctl, int argc, char **argv, struct failure *f)
+{
+    json_t *result = NULL;
+
+    (void)argc;
+    if (call(ctl, BACKUP, "discard", argv[0], NULL, &result, f))
+        return f->status;
+    json_decref(result);
+    if (ctl->json)
+        return print_json(json_pack("{s:s}", "vm", argv[0]));
+    printf("%s: the replica is thrown away; a primary may protect the VM here again\n", argv[0]);
+    return 0;
+}
+
 const struct verb takeover_verb = {
     "takeover", "VM", "on the backup host: run VM there, its primary is lost", 1, 1, takeover};
 const struct verb switchover_verb = {
     "switchover", "VM", "on the primary host: move VM to its backup, losing nothing", 1, 1,
     switchover};
+const struct verb discard_verb = {
+    "discard", "VM", "on the backup host: throw away the replica of a lost primary", 1, 1, discard};

@@ -36,7 +36,7 @@ int engine_open(struct engine *e, struct vm *vm, struct port *port, struct error
     ok = (e->staging = staging_new(e->cfg->staging_bytes)) &&
          (e->encoder = page_encoder_new(&enc)) &&
          (e->block = malloc(page_block_bound(PAGE_BLOCK_MAX))) &&
-         bitmap_init(&e->dirty, vm->pages) == 0;
+         bitmap_init(&e->dirty, vm->pages) == 0 && bitmap_init(&e->touched, vm->pages) == 0;
     for (int i = 0; ok && i < PACER_IN_FLIGHT; i++)
         ok = bitmap_init(&e->inflight[i].pages, vm->pages) == 0 &&
              buffer_reserve(&e->inflight[i].state, STATE_RESERVE) == 0 &&
@@ -55,6 +55,7 @@ void engine_free(struct engine *e)
         buffer_free(&e->inflight[i].net);
     }
     bitmap_free(&e->dirty);
+    bitmap_free(&e->touched);
     free(e->block);
     page_encoder_free(e->encoder);
     staging_free(e->staging);
@@ -102,12 +103,13 @@ int engine_attach(struct engine *e, struct link *link, uint64_t committed, struc
     int rc;
 
     if (committed == 0)
-        bitmap_set_range(&e->dirty, 0, e->vm->pages);
+        bitmap_or(&e->dirty, &e->touched);
     staging_reset(e->staging);
     page_encoder_reset(e->encoder);
     pthread_mutex_lock(&e->lock);
     e->link = link;
     e->link_end = LINK_UP;
+    e->taken_before = e->pacer.taken;
     pacer_start(&e->pacer, e->pacer.taken, e->pacer.interval);
     pthread_mutex_unlock(&e->lock);
     rc = pthread_create(&e->ship_thread, NULL, engine_ship, e);
@@ -137,8 +139,8 @@ void engine_detach(struct engine *e)
     for (uint64_t epoch = e->pacer.acked + 1; epoch <= e->pacer.taken; epoch++) {
         const struct checkpoint *ck = &e->inflight[epoch % PACER_IN_FLIGHT];
 
-        for (uint64_t i = 0; ck->epoch == epoch && i < (e->dirty.bits + 63) / 64; i++)
-            e->dirty.words[i] |= ck->pages.words[i];
+        if (ck->epoch == epoch)
+            bitmap_or(&e->dirty, &ck->pages);
     }
     e->stats.bytes_sent += link_bytes_sent(link);
     e->sync_round = 0;

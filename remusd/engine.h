@@ -73,6 +73,7 @@ struct engine {
 
     /* epoch thread only */
     struct bitmap dirty;            /* pages that the next checkpoint must carry */
+    struct bitmap touched;          /* pages that ever were dirty: all others are zero, here and in a new replica */
     bool holding;                   /* the port holds the guest's output */
     pthread_t ship_thread, receive_thread;
 
@@ -81,6 +82,7 @@ struct engine {
     struct pacer pacer;
     struct checkpoint inflight[PACER_IN_FLIGHT]; /* epoch N is in [N % PACER_IN_FLIGHT] */
     struct link *link;              /* NULL without one */
+    uint64_t taken_before;          /* the last epoch taken before this link */
     enum link_end link_end;
     struct error link_error;
     uint64_t sync_sent, sync_total; /* pages of the synchronisation */
@@ -98,7 +100,8 @@ void engine_free(struct engine *e);
 
 /*
  * Starts to ship over a link whose handshake is done; owns it until engine_detach.
- * committed: the checkpoint of this session that the backup holds, 0 for none.  With none, every page becomes dirty.
+ * committed: the checkpoint of this session that the backup holds, 0 for none.  With none, all that was ever
+ * written becomes dirty.
  */
 int engine_attach(struct engine *e, struct link *link, uint64_t committed, struct error *err);
 

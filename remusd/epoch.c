@@ -30,6 +30,7 @@ static int precopy_round(struct engine *e)
         SCOPED_LOCK(&e->lock);
         e->sync_sent += copied;
     }
+    bitmap_or(&e->touched, &e->dirty);
     bitmap_clear_all(&e->dirty);
     return 0;
 }
@@ -133,6 +134,7 @@ int engine_checkpoint(struct engine *e, bool resume, struct error *err)
     began = clock_ns();
     rc = capture(e, ck, resume, times, &pages, err);
     fault_crash("primary-after-resume", epoch);
+    bitmap_or(&e->touched, &e->dirty);
 
     SCOPED_LOCK(&e->lock);
     pacer_taken(&e->pacer, epoch, began); /* a failed one's number is never used again */

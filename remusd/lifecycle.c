@@ -60,14 +60,22 @@ void lifecycle_unprotect(struct lifecycle *lc, uint64_t now)
 {
     if (ended(lc))
         return;
+    if (lc->has_arbiter && (lc->state == LC_HOLDING || lc->state == LC_ASKING)) {
+        lc->leaving = true;
+        if (lc->state == LC_HOLDING)
+            lc->pending = LC_ASK_ARBITER;
+        enter(lc, LC_ASKING, now);
+        return;
+    }
     if (lc->held)
         lc->pending = LC_RELEASE;
-    lc->held = false;
+    lc->held = lc->handover_sent = false;
     enter(lc, LC_OFF, now);
 }
 
 void lifecycle_connected(struct lifecycle *lc, uint64_t now)
 {
+    lc->handover_sent = false;
     enter(lc, LC_SYNCING, now);
 }
 
@@ -112,17 +120,25 @@ void lifecycle_link_lost(struct lifecycle *lc, uint64_t now)
 
 void lifecycle_arbiter(struct lifecycle *lc, bool granted, uint64_t now)
 {
+    bool leaving = lc->leaving;
+
     if (lc->state != LC_ASKING)
         return;
+    lc->leaving = false;
     if (!granted) {
         lc->next_ask = now + LC_ASK_AGAIN_NS;
         enter(lc, LC_HOLDING, now);
         return;
     }
-    lc->held = false;
+    lc->held = lc->handover_sent = false;
     lc->pending = LC_RELEASE;
     lc->next_connect = now;
-    enter(lc, LC_UNPROTECTED, now);
+    enter(lc, leaving ? LC_OFF : LC_UNPROTECTED, now);
+}
+
+void lifecycle_handover_sent(struct lifecycle *lc)
+{
+    lc->handover_sent = true;
 }
 
 void lifecycle_handed_over(struct lifecycle *lc, uint64_t now)
@@ -142,7 +158,8 @@ static uint64_t degrade_at(const struct lifecycle *lc)
     uint64_t at = lc->lost_at + lc->degrade_after;
 
     if (lc->state != LC_HOLDING || lc->degrade == DEGRADE_HOLD ||
-        (lc->degrade == DEGRADE_RELEASE && !lc->has_arbiter)) /* waits for the operator's word */
+        (lc->degrade == DEGRADE_RELEASE &&
+         (!lc->has_arbiter || lc->handover_sent))) /* waits for the operator's word */
         return TIME_NEVER;
     return lc->degrade == DEGRADE_RELEASE && lc->next_ask > at ? lc->next_ask : at;
 }

@@ -58,6 +58,8 @@ struct lifecycle {
     bool held;
     uint64_t since;        /* of the state */
     uint64_t lost_at, next_connect, next_ask;
+    bool handover_sent;    /* the backup may run the guest, and no arbiter was asked */
+    bool leaving;          /* asking because the operator said unprotect */
     enum lifecycle_action pending;
 };
 
@@ -66,8 +68,12 @@ void lifecycle_init(struct lifecycle *lc, enum degrade_policy degrade, bool has_
                     uint64_t degrade_after, bool held, uint64_t now);
 
 /* Events. */
-void lifecycle_protect(struct lifecycle *lc, uint64_t now);      /* no-op unless off or ended alone */
-void lifecycle_unprotect(struct lifecycle *lc, uint64_t now);    /* the operator's word (R7) */
+void lifecycle_protect(struct lifecycle *lc, uint64_t now);      /* no-op unless off */
+/*
+ * The operator's word.  Over a link only after the backup has confirmed the goodbye; without one the backup may be
+ * about to take over, so the arbiter is asked first when there is one, whatever the degrade policy (R7).
+ */
+void lifecycle_unprotect(struct lifecycle *lc, uint64_t now);
 void lifecycle_connected(struct lifecycle *lc, uint64_t now);
 void lifecycle_connect_failed(struct lifecycle *lc, uint64_t now);
 void lifecycle_refused(struct lifecycle *lc, uint64_t now);      /* the backup said no */
@@ -76,6 +82,7 @@ void lifecycle_first_checkpoint(struct lifecycle *lc);           /* output is he
 void lifecycle_acked(struct lifecycle *lc, uint64_t now);
 void lifecycle_link_lost(struct lifecycle *lc, uint64_t now);
 void lifecycle_arbiter(struct lifecycle *lc, bool granted, uint64_t now);
+void lifecycle_handover_sent(struct lifecycle *lc); /* until a new link: no degrade = release */
 void lifecycle_handed_over(struct lifecycle *lc, uint64_t now);
 void lifecycle_guest_gone(struct lifecycle *lc, uint64_t now);
 

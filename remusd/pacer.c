@@ -16,10 +16,11 @@ uint64_t pacer_due(struct pacer *p, uint64_t now)
         p->waiting = false;
         return due;
     }
-    if (due <= now && !p->waiting) {
-        p->waiting = true;
+    if (due > now)
+        return due; /* look again then */
+    if (!p->waiting)
         p->waited++;
-    }
+    p->waiting = true;
     return TIME_NEVER;
 }
 

@@ -27,7 +27,7 @@ struct pacer {
 /* `epoch` is the last one taken before: nothing is in flight.  The first checkpoint is due at once. */
 void pacer_start(struct pacer *p, uint64_t epoch, uint64_t interval);
 
-/* The time at which to suspend next; TIME_NEVER while an acknowledgement must come first. */
+/* The time at which to suspend next, and to ask again; TIME_NEVER when only an acknowledgement can help. */
 uint64_t pacer_due(struct pacer *p, uint64_t now);
 
 void pacer_taken(struct pacer *p, uint64_t epoch, uint64_t suspended_at);

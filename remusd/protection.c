@@ -44,16 +44,16 @@ static void note(struct protection *p, const char *fmt, ...)
 }
 
 /*
- * RUN_DIR/NAME.guest outlives the daemon: "SESSION held" or "SESSION free".  A daemon that comes after a crash
- * finds there which run of the guest it looks after, and that nothing may pass before the backup has spoken
- * (R1, R7).
+ * RUN_DIR/NAME.guest outlives the daemon: "SESSION held", "SESSION free", or "SESSION handed" when HANDOVER was
+ * sent.  A daemon that comes after a crash finds there which run of the guest it looks after, and that nothing may
+ * pass before the backup has spoken (R1, R7).
  */
 static void identity_path(const struct protection *p, char path[PATH_MAX])
 {
     snprintf(path, PATH_MAX, "%s/%s.guest", p->cfg->run_dir, p->cfg->name);
 }
 
-static int save_identity(const struct protection *p, bool held, struct error *err)
+static int save_identity(const struct protection *p, const char *word, struct error *err)
 {
     char path[PATH_MAX], tmp[PATH_MAX + 4];
     FILE *f;
@@ -62,7 +62,7 @@ static int save_identity(const struct protection *p, bool held, struct error *er
     identity_path(p, path);
     snprintf(tmp, sizeof(tmp), "%s.new", path);
     f = fopen(tmp, "we");
-    ok = f && fprintf(f, "%016" PRIx64 " %s\n", p->session, held ? "held" : "free") > 0;
+    ok = f && fprintf(f, "%016" PRIx64 " %s\n", p->session, word) > 0;
     if ((f && fclose(f) != 0) || !ok || rename(tmp, path) < 0)
         return error_set(err, "%s: %s", path, strerror(errno));
     return 0;
@@ -76,10 +76,10 @@ static void new_session(struct protection *p)
     } while (p->session == 0);
 }
 
-/* Of a guest that was found running; an unreadable file counts as held, which is the safe side. */
-static bool load_identity(struct protection *p)
+/* Of a guest that was found running; an unreadable file counts as handed over, which is the safe side. */
+static void load_identity(struct protection *p, char word[8])
 {
-    char path[PATH_MAX], word[8];
+    char path[PATH_MAX];
     FILE *f;
     int n = 0;
 
@@ -89,9 +89,10 @@ static bool load_identity(struct protection *p)
         n = fscanf(f, "%" SCNx64 " %7s", &p->session, word);
         fclose(f);
     }
+    if (n != 2)
+        strcpy(word, "handed");
     if (n != 2 || p->session == 0)
         new_session(p);
-    return n != 2 || strcmp(word, "free") != 0;
 }
 
 static enum protection_request take_request(struct protection *p)
@@ -141,7 +142,13 @@ static int send_hello(struct protection *p, struct link *link, uint32_t flags)
     return link_send(link, PROTO_HELLO, 0, &iov, 1);
 }
 
-enum answer { ANSWER_WELCOME, ANSWER_REFUSED, ANSWER_ACTIVE, ANSWER_FAILED };
+enum answer {
+    ANSWER_WELCOME,
+    ANSWER_REFUSED, /* something must be mended */
+    ANSWER_TAKEN,   /* another guest of this VM is, or may be, or waits to be somewhere else */
+    ANSWER_ACTIVE,  /* the backup runs it */
+    ANSWER_FAILED,  /* no answer that means anything */
+};
 
 static enum answer await_welcome(struct link *link, struct proto_welcome *welcome,
                                  struct error *err)
@@ -166,7 +173,9 @@ static enum answer await_welcome(struct link *link, struct proto_welcome *welcom
         if (proto_get_notice(&notice, rec.body, rec.length, err) < 0)
             return ANSWER_FAILED;
         error_set(err, "%s", notice.text);
-        return notice.code == REFUSE_ACTIVE ? ANSWER_ACTIVE : ANSWER_REFUSED;
+        return notice.code == REFUSE_ACTIVE ? ANSWER_ACTIVE
+               : notice.code == REFUSE_BUSY || notice.code == REFUSE_LATER ? ANSWER_TAKEN
+                                                                           : ANSWER_REFUSED;
     }
     error_set(err, "it answered with %s", proto_type_name(rec.type));
     return ANSWER_FAILED;
@@ -216,8 +225,8 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
     }
     note(p, "%s", err.text);
     EVENT(p, answer == ANSWER_ACTIVE    ? lifecycle_peer_active(&p->lc, clock_ns())
-             : answer == ANSWER_REFUSED ? lifecycle_refused(&p->lc, clock_ns())
-                                        : lifecycle_connect_failed(&p->lc, clock_ns()));
+             : answer == ANSWER_FAILED ? lifecycle_connect_failed(&p->lc, clock_ns())
+                                       : lifecycle_refused(&p->lc, clock_ns()));
     return false;
 }
 
@@ -230,13 +239,13 @@ static bool wait_for_turn(struct protection *p)
     SCOPED_LOCK(&e->lock);
 
     for (;;) {
-        uint64_t due = pacer_due(&e->pacer, clock_ns());
+        uint64_t now = clock_ns(), due = pacer_due(&e->pacer, now);
 
-        if (e->pacer.acked && p->lc.state == LC_SYNCING)
-            lifecycle_acked(&p->lc, clock_ns());
+        if (e->pacer.acked > e->taken_before)
+            lifecycle_acked(&p->lc, now);
         if (e->link_end != LINK_UP || p->request != REQUEST_NONE)
             return false;
-        if (due <= clock_ns())
+        if (due <= now)
             return true;
         engine_wait(e, due);
     }
@@ -302,7 +311,7 @@ static void protect_over_link(struct protection *p, uint64_t committed)
         p->handing_over = false;
         p->vm->ops->resume(p->vm, &err);
     }
-    if ((committed || engine_precopy(e, &err) == 0) && save_identity(p, true, &err) == 0) {
+    if ((committed || engine_precopy(e, &err) == 0) && save_identity(p, "held", &err) == 0) {
         EVENT(p, lifecycle_first_checkpoint(&p->lc));
         run_epochs(p);
     } else {
@@ -316,12 +325,13 @@ static bool say_goodbye(struct protection *p, const char *why)
     struct engine *e = &p->engine;
     uint64_t deadline = clock_ns() + GOODBYE_NS;
 
-    if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) < 0)
-        return false;
-    SCOPED_LOCK(&e->lock);
-    while (e->link_end == LINK_UP && clock_ns() < deadline)
-        engine_wait(e, deadline);
-    return e->link_end == LINK_GOODBYE;
+    if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0) {
+        SCOPED_LOCK(&e->lock);
+        while (e->link_end == LINK_UP && clock_ns() < deadline)
+            engine_wait(e, deadline);
+    }
+    engine_end_link(e, LINK_LOST, "the backup did not confirm the goodbye");
+    return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
 
 /*
@@ -345,6 +355,11 @@ static void switch_over(struct protection *p)
     if (!wait_for_acks(e))
         return;
     epoch = e->pacer.taken;
+    if (save_identity(p, "handed", &err) < 0) {
+        engine_end_link(e, LINK_LOST, "%s", err.text);
+        return;
+    }
+    EVENT(p, lifecycle_handover_sent(&p->lc));
     fault_crash("primary-before-handover", epoch);
     if (link_send_empty(e->link, PROTO_HANDOVER, epoch) < 0)
         return;
@@ -357,15 +372,10 @@ static void switch_over(struct protection *p)
 /* A request while the link is up.  False when the link is to end. */
 static bool serve_request(struct protection *p)
 {
-    bool clean;
-
     switch (take_request(p)) {
-    case REQUEST_UNPROTECT:
-        clean = say_goodbye(p, "protection ended by the operator");
-        if (!clean)
-            note(p, "the backup did not confirm the end of the protection; make sure that it "
-                    "does not take over (remusctl status there)");
-        EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
+    case REQUEST_UNPROTECT: /* not confirmed: the backup may take over, so output stays held (R7) */
+        if (say_goodbye(p, "protection ended by the operator"))
+            EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
         return false;
     case REQUEST_STOP:
         if (say_goodbye(p, "remusd stops"))
@@ -417,8 +427,7 @@ static void ask_arbiter(struct protection *p)
 {
     struct error err;
 
-    log_warning(p->cfg->name, "backup lost for %u ms: asking the arbiter whether to go on alone",
-                p->cfg->degrade_after_ms);
+    log_warning(p->cfg->name, "backup lost: asking the arbiter whether to go on alone");
     if (arbiter_ask(&p->arbiter, p->cfg->arbiter, p->cfg->name, "primary", p->engine.pacer.acked,
                     p->cfg->arbiter_timeout_ms * NS_PER_MS, &err) < 0) {
         note(p, "%s", err.text);
@@ -446,7 +455,7 @@ static void release(struct protection *p)
         p->vm->ops->resume(p->vm, &err);
     }
     p->continuous = false;
-    save_identity(p, false, NULL);
+    save_identity(p, "free", NULL);
     p->port->ops->pass(p->port);
     p->engine.holding = false;
     log_warning(p->cfg->name, "output is released, the guest runs without protection");
@@ -486,7 +495,8 @@ static bool step(struct protection *p)
             break;
         case REQUEST_UNPROTECT:
             EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
-            arbiter_cancel(&p->arbiter);
+            if (p->lc.state != LC_ASKING)
+                arbiter_cancel(&p->arbiter);
             break;
         default:
             break;
@@ -548,7 +558,7 @@ static int may_start(struct protection *p, struct error *err)
     enum arbiter_answer verdict;
 
     link_free(link);
-    if (answer == ANSWER_WELCOME)
+    if (answer == ANSWER_WELCOME || answer == ANSWER_REFUSED)
         return 0;
     if (answer != ANSWER_FAILED)
         return -1;
@@ -569,7 +579,8 @@ static int may_start(struct protection *p, struct error *err)
 static int open_guest(struct protection *p, struct error *err)
 {
     const struct vm_ops *ops = vm_platform(p->cfg->platform);
-    bool held = false;
+    char word[8] = "free";
+    bool held;
 
     if (!ops)
         return error_set(err, "this build has no platform '%s'", p->cfg->platform);
@@ -580,15 +591,18 @@ static int open_guest(struct protection *p, struct error *err)
     if (ops->open(&p->vm, p->cfg, err) < 0)
         return -1;
     if (p->vm->attached)
-        held = load_identity(p);
+        load_identity(p, word);
     else
         new_session(p);
-    if (save_identity(p, held, err) < 0 || engine_open(&p->engine, p->vm, p->port, err) < 0)
+    held = strcmp(word, "free") != 0;
+    if (save_identity(p, word, err) < 0 || engine_open(&p->engine, p->vm, p->port, err) < 0)
         return -1;
     if (!held)
         p->port->ops->pass(p->port);
     EVENT(p, lifecycle_init(&p->lc, p->cfg->degrade, p->cfg->arbiter[0] != '\0',
                             p->cfg->degrade_after_ms * NS_PER_MS, held, clock_ns()));
+    if (strcmp(word, "handed") == 0)
+        EVENT(p, lifecycle_handover_sent(&p->lc));
     log_info(p->cfg->name, "guest %s: %s, %s, %" PRIu64 " MiB, dirty pages by %s%s",
              p->vm->attached ? "found running" : "started", p->vm->ops->name, p->vm->accelerator,
              p->vm->pages * PAGE_SIZE >> 20, p->vm->tracker,

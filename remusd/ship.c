@@ -16,6 +16,7 @@
 struct digest {
     XXH3_state_t hash;
     uint64_t pages;
+    uint64_t epoch; /* of the last block */
 };
 
 static int send_pages(struct engine *e, struct digest *d, const struct staging_run *run)
@@ -35,8 +36,9 @@ static int send_pages(struct engine *e, struct digest *d, const struct staging_r
         XXH3_64bits_update(&d->hash, pages[i], PAGE_SIZE);
     }
     d->pages += run->count;
-    if (run->epoch == 0) /* while synchronising the backup applies each block at once */
+    if (run->epoch == 0 || run->epoch != d->epoch) /* synchronising, each block is applied at once */
         page_encoder_begin(e->encoder);
+    d->epoch = run->epoch;
     len = page_encode(e->encoder, run->pfns, pages, run->count, e->block,
                       page_block_bound(PAGE_BLOCK_MAX));
     if (len < 0)
@@ -83,7 +85,6 @@ static int send_end(struct engine *e, struct digest *d, const struct checkpoint 
     iov.iov_len = proto_put_end(body, &end);
     XXH3_64bits_reset(&d->hash);
     d->pages = 0;
-    page_encoder_begin(e->encoder);
     fault_crash("primary-before-end", ck->epoch);
     if (fault_hit("digest-wrong", ck->epoch))
         body[iov.iov_len - 1] ^= 1;

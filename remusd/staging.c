@@ -21,7 +21,7 @@ struct staging {
     uint8_t *pages;
     uint64_t *pfns, *epochs;
     uint64_t capacity;
-    uint64_t head, tail; /* ever put, ever done; the index in the ring is modulo capacity */
+    uint64_t put, head, tail; /* ever put, shown to take, done; the index in the ring is modulo capacity */
     struct end ends[ENDS_MAX];
     unsigned end_count;
     bool aborted;
@@ -71,7 +71,7 @@ void staging_reset(struct staging *s)
 {
     SCOPED_LOCK(&s->lock);
 
-    s->head = s->tail = 0;
+    s->put = s->head = s->tail = 0;
     s->end_count = 0;
     s->aborted = false;
 }
@@ -84,51 +84,55 @@ void staging_abort(struct staging *s)
     pthread_cond_broadcast(&s->changed);
 }
 
-/* Makes pages up to `head` visible and waits until there is room for more.  Pages of room, or 0 when aborted. */
-static uint64_t make_room(struct staging *s, uint64_t head, bool in_pause)
+/* Waits until there is room for more.  Pages of room, or 0 when aborted. */
+static uint64_t make_room(struct staging *s, uint64_t put, bool in_pause)
 {
     SCOPED_LOCK(&s->lock);
 
-    s->head = head;
-    pthread_cond_broadcast(&s->changed);
-    if (in_pause && !s->aborted && s->head - s->tail == s->capacity)
-        s->stretched++;
-    while (!s->aborted && s->head - s->tail == s->capacity)
+    s->put = put;
+    if (!s->aborted && s->put - s->tail == s->capacity) {
+        s->head = put; /* it must be shipped to make room */
+        pthread_cond_broadcast(&s->changed);
+        s->stretched += in_pause;
+    }
+    while (!s->aborted && s->put - s->tail == s->capacity)
         pthread_cond_wait(&s->changed, &s->lock);
-    return s->aborted ? 0 : s->capacity - (s->head - s->tail);
+    return s->aborted ? 0 : s->capacity - (s->put - s->tail);
 }
 
 uint64_t staging_put(struct staging *s, uint64_t epoch, const struct bitmap *dirty,
                      const uint8_t *memory, uint64_t from, uint64_t end, uint64_t limit,
                      uint64_t *copied)
 {
-    uint64_t head, room, pfn;
+    uint64_t put, room, pfn;
 
     pthread_mutex_lock(&s->lock);
-    head = s->head;
-    room = s->capacity - (s->head - s->tail);
+    put = s->put;
+    room = s->capacity - (s->put - s->tail);
     pthread_mutex_unlock(&s->lock);
     *copied = 0;
     for (pfn = bitmap_next(dirty, from); pfn < end && *copied < limit;
          pfn = bitmap_next(dirty, pfn + 1)) {
-        uint64_t at = head % s->capacity;
+        uint64_t at = put % s->capacity;
 
         if (room == 0) {
-            room = make_room(s, head, epoch != 0);
+            room = make_room(s, put, epoch != 0);
             if (room == 0)
                 return UINT64_MAX;
         }
         memcpy(s->pages + at * PAGE_SIZE, memory + pfn * PAGE_SIZE, PAGE_SIZE);
         s->pfns[at] = pfn;
         s->epochs[at] = epoch;
-        head++;
+        put++;
         room--;
         ++*copied;
     }
     SCOPED_LOCK(&s->lock);
-    s->head = head;
-    if (epoch == 0) /* a checkpoint's pages wait for staging_close: nobody compresses in a pause */
+    s->put = put;
+    if (epoch == 0) { /* a checkpoint's pages wait for staging_close: nobody compresses in a pause */
+        s->head = put;
         pthread_cond_broadcast(&s->changed);
+    }
     return s->aborted ? UINT64_MAX : pfn < end ? pfn : end;
 }
 
@@ -136,6 +140,7 @@ void staging_close(struct staging *s, uint64_t epoch)
 {
     SCOPED_LOCK(&s->lock);
 
+    s->head = s->put;
     if (s->end_count < ENDS_MAX)
         s->ends[s->end_count++] = (struct end){epoch, s->head};
     pthread_cond_broadcast(&s->changed);
@@ -166,7 +171,8 @@ bool staging_take(struct staging *s, size_t max, struct staging_run *run)
         .pfns = s->pfns + at,
         .pages = s->pages + at * PAGE_SIZE,
     };
-    while (run->count < stop && s->epochs[at + run->count] == run->epoch)
+    while (run->count < stop && s->epochs[at + run->count] == run->epoch &&
+           (run->count == 0 || run->pfns[run->count] > run->pfns[run->count - 1]))
         run->count++;
     return true;
 }
@@ -183,6 +189,6 @@ void staging_stats(struct staging *s, struct staging_stats *stats)
 {
     SCOPED_LOCK(&s->lock);
 
-    *stats = (struct staging_stats){(s->head - s->tail) * PAGE_SIZE, s->capacity * PAGE_SIZE,
+    *stats = (struct staging_stats){(s->put - s->tail) * PAGE_SIZE, s->capacity * PAGE_SIZE,
                                     s->stretched};
 }

@@ -46,13 +46,16 @@ uint64_t staging_put(struct staging *s, uint64_t epoch, const struct bitmap *dir
                      const uint8_t *memory, uint64_t from, uint64_t end, uint64_t limit,
                      uint64_t *copied);
 
-/* All pages of `epoch` are in; take will say so. */
+/*
+ * All pages of `epoch` are in: only now does take see them (or when the buffer is full), so that the ship thread does not
+ * compete with the pause.  Then take will say that the epoch is complete.
+ */
 void staging_close(struct staging *s, uint64_t epoch);
 
 /* A run of pages of one epoch at the tail; valid until staging_done. */
 struct staging_run {
     uint64_t epoch;
-    const uint64_t *pfns;
+    const uint64_t *pfns; /* ascending: two rounds of live pre-copy never share a run */
     const uint8_t *pages; /* contiguous */
     size_t count;         /* 0: the epoch is complete, send its end */
 };

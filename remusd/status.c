@@ -34,18 +34,17 @@ static json_t *dirty_pages(const struct engine_stats *stats)
 
 static json_t *sync_progress(const struct engine *e, uint64_t now)
 {
-    uint64_t left = e->sync_total - e->sync_sent;
-    double seconds = (double)(now - e->sync_began) / 1e9;
-    double rate = seconds > 0 ? (double)link_bytes_sent(e->link) / seconds : 0;
-    double pages_rate = seconds > 0 ? (double)e->sync_sent / seconds : 0;
+    double seconds = (double)(now - e->sync_began) / 1e9, rate;
 
-    if (e->sync_round == 0 || !e->link)
+    if (e->sync_round == 0 || !e->link || seconds <= 0)
         return json_null();
+    rate = (double)e->sync_sent / seconds;
     return json_pack("{s:f, s:f, s:o, s:i}", "percent",
-                     e->sync_total ? 100.0 * (double)e->sync_sent / (double)e->sync_total : 100.0,
-                     "rate_mib_s", rate / 1048576, "eta_s",
-                     pages_rate > 0 ? json_real((double)left / pages_rate) : json_null(), "round",
-                     (int)e->sync_round);
+                     100.0 * (double)e->sync_sent / (double)e->sync_total, "rate_mib_s",
+                     (double)link_bytes_sent(e->link) / seconds / 1048576, "eta_s",
+                     rate > 0 ? json_real((double)(e->sync_total - e->sync_sent) / rate)
+                              : json_null(),
+                     "round", (int)e->sync_round);
 }
 
 static json_t *net(struct port *port)

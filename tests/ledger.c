@@ -10,7 +10,7 @@
  *     run ID                                  history.run of this run
  *     ack CLIENT SEQ DELTA TIME LATENCY       committed; latency from BEGIN sent to COMMIT answered
  *     doubt CLIENT SEQ DELTA TIME LATENCY     the connection broke inside COMMIT
- *     reconnect CLIENT TIME                   the connection was lost and made again
+ *     broken CLIENT TIME                      the connection broke, or hung until the end
  *     mark NAME                               a phase begins: written by whoever steers the run
  *     end TIME
  *
@@ -59,7 +59,7 @@ static int log_fd = -1;
 static uint64_t run_id;
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool stop;
-static atomic_uint_fast64_t committed, reconnects, errors;
+static atomic_uint_fast64_t committed, broken, errors;
 
 static void die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 
@@ -173,7 +173,7 @@ static void set_conn(struct client *c, PGconn *conn)
 static void *client_main(void *arg)
 {
     struct client *c = arg;
-    bool connected = false;
+    bool connected = false, alive;
 
     while (!stop) {
         set_conn(c, connect_db());
@@ -183,13 +183,14 @@ static void *client_main(void *arg)
             clock_sleep_until(clock_ns() + 100 * NS_PER_MS);
             continue;
         }
-        if (connected) {
-            reconnects++;
-            log_event("reconnect", c, 0, 0);
-        }
         connected = true;
-        while (!stop && transaction(c))
-            ;
+        do
+            alive = transaction(c);
+        while (alive && !stop);
+        if (!alive) {
+            broken++;
+            log_event("broken", c, 0, 0);
+        }
     }
     set_conn(c, NULL);
     return NULL;
@@ -260,9 +261,9 @@ static int run_clients(unsigned count, unsigned seconds, bool progress)
         }
     }
     log_event("end", NULL, 0, 0);
-    printf("{\"committed\": %" PRIu64 ", \"errors\": %" PRIu64 ", \"reconnects\": %" PRIu64
+    printf("{\"committed\": %" PRIu64 ", \"errors\": %" PRIu64 ", \"broken\": %" PRIu64
            ", \"tps\": %.1f}\n",
-           committed, errors, reconnects,
+           committed, errors, broken,
            (double)committed * (double)NS_PER_S / (double)(clock_ns() - begin));
     return 0;
 }
@@ -324,7 +325,7 @@ struct phase {
 struct ledger {
     uint64_t run;
     struct entry *entries;
-    size_t count, doubts, reconnects;
+    size_t count, doubts, broken;
     uint64_t *latency; /* of the acknowledged, in the order of time */
     size_t acks;
     struct phase phases[PHASES_MAX];
@@ -384,8 +385,8 @@ static void read_log(struct ledger *l, const char *path)
             begin_phase(l, word);
         } else if (sscanf(line, "end %" SCNu64, &time) == 1) {
             count_gap(l, &last, time);
-        } else if (strncmp(line, "reconnect ", 10) == 0) {
-            l->reconnects++;
+        } else if (strncmp(line, "broken ", 7) == 0) {
+            l->broken++;
         } else if (sscanf(line, "run %" SCNu64, &l->run) != 1) {
             die("%s:%zu: not a line of a ledger: %s", path, n, line);
         }
@@ -493,8 +494,8 @@ static int verify(const char *path)
     }
 
     printf("{\"acknowledged\": %zu, \"lost\": %zu, \"duplicated\": %zu, \"unexpected\": %zu, "
-           "\"half\": %zu, \"in_doubt\": %zu, \"reconnects\": %zu, \"phases\": [",
-           l.acks, lost, duplicated, unexpected, half, l.doubts, l.reconnects);
+           "\"half\": %zu, \"in_doubt\": %zu, \"broken\": %zu, \"phases\": [",
+           l.acks, lost, duplicated, unexpected, half, l.doubts, l.broken);
     for (size_t i = 0; i < l.phase_count; i++) {
         struct phase *p = &l.phases[i];
 

@@ -1,6 +1,9 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""remusctl against daemons played by this script: what it asks, what it shows, how it exits (R10: it trusts no answer)."""
+"""remusctl against daemons played by this script: what it asks, what it shows, how it exits.
+
+R10: it trusts no answer.
+"""
 
 import json
 import os
@@ -224,6 +227,8 @@ def test_requests_and_error_codes():
     expect(remusctl("protect", "db1"), 0, "remusctl status db1")
     assert daemon.requests[-1] == {"format": 1, "verb": "protect", "vm": "db1"}
     assert backupd.requests == []
+    expect(remusctl("discard", "db1"), 0, "thrown away")
+    assert backupd.requests == [{"format": 1, "verb": "discard", "vm": "db1"}]
 
 
 def script(verb, before, after, then=None):

@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <malloc.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -64,7 +66,7 @@ static size_t encode(struct pair *p, const uint64_t *pfns, size_t n, uint8_t *ou
 /* Ships the pages set in `dirty` as one checkpoint and applies it. */
 static void ship(struct pair *p, const uint8_t *dirty)
 {
-    static uint8_t out[PAGE_BLOCK_MAX * 4300], pages[GUEST * PAGE_BYTES];
+    static uint8_t out[PAGE_BLOCK_MAX * 5000], pages[GUEST * PAGE_BYTES];
     static uint64_t pfns[GUEST], got[GUEST];
     size_t n = 0, done = 0;
     struct error err;
@@ -96,7 +98,7 @@ static void scribble(uint8_t *page)
 {
     size_t at = rnd() % PAGE_BYTES, len = rnd() % (PAGE_BYTES - at + 1);
 
-    switch (rnd() % 6) {
+    switch (rnd() % 9) {
     case 0:
         memset(page, 0, PAGE_BYTES);
         break;
@@ -108,6 +110,13 @@ static void scribble(uint8_t *page)
         memset(page + at, (int)rnd(), len);
         break;
     case 3:
+        break;
+    case 4: /* rows move */
+        memmove(page + at, page + at / 2 / 4 * 4, len / 2);
+        break;
+    case 5: /* records of one size, with a counter */
+        for (size_t i = 0, size = 8 + at % 300; i < PAGE_BYTES; i++)
+            page[i] = (uint8_t)(i % size < 4 ? i / size : i % size * 29);
         break;
     default:
         for (int i = (int)(rnd() % 20); i >= 0; i--)
@@ -178,7 +187,7 @@ static void test_r4_lost_block_is_noticed(void **state)
 /* R10: every truncation and every flipped bit gives an error with a text, or other pages; never a crash. */
 static void test_r10_damaged_blocks(void **state)
 {
-    static uint8_t out[PAGE_BLOCK_MAX * 4300], bad[PAGE_BLOCK_MAX * 4300];
+    static uint8_t out[PAGE_BLOCK_MAX * 5000], bad[PAGE_BLOCK_MAX * 4300];
     static uint8_t pages[PAGE_BLOCK_MAX * PAGE_BYTES];
     uint64_t pfns[20], got[PAGE_BLOCK_MAX];
     struct error err;
@@ -212,6 +221,113 @@ static void test_r10_damaged_blocks(void **state)
     }
 }
 
+/* R9: incompressible pages cost next to nothing. */
+static void test_r9_random_pages(void **state)
+{
+    static uint8_t out[PAGE_BLOCK_MAX * 5000];
+    uint64_t pfns[100];
+
+    (void)state;
+    for (enum page_codec codec = PAGE_CODEC_OFF; codec <= PAGE_CODEC_ZSTD; codec++) {
+        struct pair p = pair_new(codec, GUEST);
+
+        for (int round = 0; round < 2; round++) {
+            for (uint64_t i = 0; i < 100; i++) {
+                pfns[i] = 2 * i;
+                for (size_t j = 0; j < PAGE_BYTES; j++)
+                    p.guest[pfns[i] * PAGE_BYTES + j] = (uint8_t)(rnd() >> 24);
+            }
+            page_encoder_begin(p.enc);
+            assert_true(encode(&p, pfns, 100, out) < 100 * PAGE_BYTES * 1.02);
+        }
+        pair_free(&p);
+    }
+}
+
+struct job {
+    struct page_encoder *enc;
+    unsigned thread;
+    uint8_t out[PAGE_BLOCK_MAX * 5000];
+    ssize_t len;
+};
+
+static void *run_job(void *arg)
+{
+    struct job *j = arg;
+
+    j->len = page_encode_planned(j->enc, j->thread, j->out, sizeof(j->out));
+    return NULL;
+}
+
+/* The bytes are the same whatever number of threads works on a checkpoint, also when the cache is too small for it. */
+static void test_threads_change_nothing(void **state)
+{
+    enum { THREADS = 3, BLOCK = 40 };
+    static struct job jobs[THREADS];
+    static uint8_t out[PAGE_BLOCK_MAX * 5000];
+    struct page_encoder_config config = {.guest_pages = GUEST, .cache_bytes = 200 * PAGE_BYTES,
+                                         .codec = PAGE_CODEC_LZ4, .threads = THREADS};
+    struct pair p = pair_new(PAGE_CODEC_LZ4, 200);
+    struct page_encoder *many = page_encoder_new(&config);
+    const uint8_t *pages[GUEST];
+    uint64_t pfns[GUEST];
+
+    (void)state;
+    for (uint64_t i = 0; i < GUEST; i++) {
+        pages[i] = p.guest + i * PAGE_BYTES;
+        pfns[i] = i;
+    }
+    for (int epoch = 0; epoch < 12; epoch++) {
+        size_t n = epoch % 2 ? GUEST : 150;
+
+        for (size_t i = 0; i < n; i++)
+            scribble(p.guest + i * PAGE_BYTES);
+        page_encoder_begin(p.enc);
+        page_encoder_begin(many);
+        for (size_t at = 0; at < n; at += THREADS * BLOCK) {
+            pthread_t threads[THREADS];
+            unsigned used = 0;
+
+            for (size_t i = at; i < n && used < THREADS; i += BLOCK, used++) {
+                jobs[used].enc = many;
+                jobs[used].thread = used;
+                assert_int_equal(page_plan(many, used, pfns + i, pages + i,
+                                           n - i < BLOCK ? n - i : BLOCK), 0);
+            }
+            for (unsigned i = 0; i < used; i++)
+                assert_int_equal(pthread_create(&threads[i], NULL, run_job, &jobs[i]), 0);
+            for (unsigned i = 0; i < used; i++) {
+                size_t from = at + i * BLOCK;
+                size_t len = encode(&p, pfns + from, n - from < BLOCK ? n - from : BLOCK, out);
+
+                pthread_join(threads[i], NULL);
+                assert_true((size_t)jobs[i].len == len);
+                assert_memory_equal(jobs[i].out, out, len);
+            }
+        }
+    }
+    assert_memory_equal(page_encoder_stats(many), page_encoder_stats(p.enc), sizeof(struct page_stats));
+    page_encoder_free(many);
+    pair_free(&p);
+}
+
+/* R9: nothing is allocated after the start, and zstd's context is large enough for the largest block. */
+static void test_r9_no_allocation(void **state)
+{
+    (void)state;
+    for (enum page_codec codec = PAGE_CODEC_LZ4; codec <= PAGE_CODEC_ZSTD; codec++) {
+        struct pair p = pair_new(codec, GUEST);
+        size_t before = mallinfo2().uordblks;
+        const struct page_stats *stats;
+
+        run_epochs(&p, 20);
+        assert_true(mallinfo2().uordblks == before);
+        stats = page_encoder_stats(p.enc);
+        assert_true(stats->bytes_out < stats->bytes_in / 2);
+        pair_free(&p);
+    }
+}
+
 /* R9: the encoder stays within the cache and 5 %. */
 static void test_r9_memory(void **state)
 {
@@ -230,6 +346,9 @@ int main(void)
         cmocka_unit_test(test_r4_replica_equals_guest),
         cmocka_unit_test(test_r4_lost_block_is_noticed),
         cmocka_unit_test(test_r10_damaged_blocks),
+        cmocka_unit_test(test_r9_random_pages),
+        cmocka_unit_test(test_threads_change_nothing),
+        cmocka_unit_test(test_r9_no_allocation),
         cmocka_unit_test(test_r9_memory),
     };
 

@@ -3,7 +3,6 @@
  * The dirty trackers, watching a child process that writes.  A page that they miss is a replica that differs (R2);
  * a page too many is pause (R8) and staging buffer (R9) for nothing.
  */
-#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -349,6 +348,30 @@ static void r9_compare_holes_cost_nothing(void **state)
     r9_holes_cost_nothing("compare");
 }
 
+/* posix_fallocate(3), as the qemu platform uses it: pages that exist but were never written. */
+static void r9_allocated_is_not_written(void **state)
+{
+    struct child c = child_new(20000, true);
+    struct tracker *uffd, *compare;
+
+    (void)state;
+    assert_int_equal(posix_fallocate(c.fd, 0, 20000 * PAGE_SIZE), 0);
+    uffd = tracker_for(&c, "uffd");
+    compare = tracker_for(&c, "compare");
+    assert_int_equal(scan(&c, uffd), 0);
+    assert_int_equal(scan(&c, compare), 0);
+    order(&c, WRITE, 12345);
+    assert_int_equal(scan(&c, uffd), 1);
+    assert_int_equal(scan(&c, compare), 1);
+    order(&c, WRITE, 12346);
+    order(&c, WRITE, 1);
+    assert_int_equal(scan(&c, uffd), 2);
+    assert_int_equal(scan(&c, compare), 2);
+    tracker_free(uffd);
+    tracker_free(compare);
+    child_end(&c);
+}
+
 /* Without the file every page counts as data, the first time. */
 static void without_a_file(void **state)
 {
@@ -406,6 +429,7 @@ int main(void)
         cmocka_unit_test(r8_reads_are_not_reported),
         cmocka_unit_test(r9_uffd_holes_cost_nothing),
         cmocka_unit_test(r9_compare_holes_cost_nothing),
+        cmocka_unit_test(r9_allocated_is_not_written),
         cmocka_unit_test(without_a_file),
         cmocka_unit_test(r10_wrong_targets_are_refused),
     };

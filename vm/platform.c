@@ -2,11 +2,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "fake/fake.h"
 #include "qemu/qemu.h"
 #include "vm.h"
 
-static const struct vm_ops *const vm_platforms[] = {&qemu_vm_ops};
-static const struct replica_ops *const replica_platforms[] = {&qemu_replica_ops};
+static const struct vm_ops *const vm_platforms[] = {&qemu_vm_ops, &fake_vm_ops};
+static const struct replica_ops *const replica_platforms[] = {&qemu_replica_ops, &fake_replica_ops};
 
 const struct vm_ops *vm_platform(const char *name)
 {

@@ -42,8 +42,8 @@ struct tracker *tracker_new(const char *want, const struct tracker_target *targe
 const char *tracker_name(const struct tracker *t);
 
 /*
- * Where to copy reported pages from: the guest's memory, or for `compare` its shadow, which is the state that the next
- * scan compares with.  (A copy from the memory of a running guest could catch a page that then changes back to
+ * Where to copy reported pages from: the guest's memory, or for `compare` its shadow, which is the state that the
+ * next scan compares with.  (A copy from the memory of a running guest could catch a page that then changes back to
  * what the shadow holds, and would never be corrected.)
  */
 const uint8_t *tracker_memory(const struct tracker *t);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Loaded into QEMU by LD_PRELOAD: when QEMU maps the guest's RAM, which is the file $REMUS_RAM, puts that mapping
- * under write tracking (vm/tracker.h) and writes one line to $REMUS_RAM_INFO:
+ * Loaded into QEMU by LD_PRELOAD: when QEMU maps the guest's RAM, which is the file $REMUS_RAM,
+ * puts that mapping under write tracking (vm/tracker.h) and writes one line to $REMUS_RAM_INFO:
  *
  *   PID ADDRESS SIZE      decimal, hexadecimal, hexadecimal; ADDRESS 0: this kernel cannot track
  *
- * A memory-backend-file is mapped by mmap() alone; remapping (mremap, hugetlb) does not occur with tmpfs.
+ * A memory-backend-file is mapped by mmap() alone; remapping (mremap, hugetlb) does not occur with
+ * tmpfs.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -18,7 +19,8 @@
 
 #include "tracker.h"
 
-#define EXPORT __attribute__((visibility("default"))) /* the rest is hidden: QEMU has names of its own */
+/* The rest is hidden: QEMU has names of its own. */
+#define EXPORT __attribute__((visibility("default")))
 
 EXPORT void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset);
 EXPORT void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off64_t offset);

@@ -32,7 +32,8 @@ enum vm_health {
 
 struct vm {
     const struct vm_ops *ops;
-    const uint8_t *memory;       /* the guest's pages, mapped for as long as the vm is open */
+    const uint8_t *memory;       /* where to copy pages from that scan reported; mapped for as long as the
+                                  * vm is open, may lag behind the guest in all others */
     uint64_t pages;              /* memory is pages * PAGE_SIZE long */
     bool attached;               /* open found the guest running, it did not start it */
     char accelerator[16];        /* "kvm", "tcg", "native" */
@@ -67,9 +68,9 @@ struct vm_ops {
     int (*resume)(struct vm *vm, struct error *err);
 
     /*
-     * Sets the bit of every page that was written since the last scan (of every page the first time) and starts
-     * to track afresh.  Bits already set stay.  Running or suspended; a page written during the scan of
-     * a running guest is reported by this scan or by the next.
+     * Sets the bit of every page that was written since the last scan and starts to track afresh.  The first time:
+     * of every page that was ever written; the others are zero.  Bits already set stay.  Running or suspended; a
+     * page written during the scan of a running guest is reported by this scan or by the next.
      */
     int (*scan)(struct vm *vm, struct bitmap *dirty, struct error *err);
 
@@ -97,8 +98,9 @@ struct replica_ops {
     const char *name;
 
     /*
-     * Makes a replica of `pages` pages that waits ready to be activated.  Checks first that this host can hold it
-     * (memory available, profile equal to this host's): err says what is missing, and nothing was started.
+     * Makes a replica of `pages` pages, all zero, that waits ready to be activated.  Checks first that this host
+     * can hold it (memory available, profile equal to this host's): err says what is missing, and nothing was
+     * started.
      */
     int (*open)(struct replica **r, const struct vm_config *cfg, uint64_t pages,
                 const char *profile, struct error *err);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -10,8 +11,18 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "process.h"
+#include "spawn.h"
 
 #define CACHE_DIR "/var/cache/remusd"
+
+/*
+ * The answer is a file for each kernel and QEMU; its line says what else it depends on, and then
+ * the answer: BOOT-ID KERNEL-MTIME KERNEL-SIZE QEMU-MTIME 0|1
+ */
+struct answer {
+    char name[32];
+    char line[128]; /* up to the answer */
+};
 
 static void read_boot_id(char id[37])
 {
@@ -21,48 +32,50 @@ static void read_boot_id(char id[37])
     id[n > 0 ? n : 0] = '\0';
 }
 
-/* What the answer depends on, as one line. */
-static void cache_key(const struct vm_config *cfg, char *key, size_t size)
+static void describe(const struct vm_config *cfg, struct answer *a)
 {
+    cleanup_free char *kernel_path = realpath(cfg->kernel, NULL);
     struct stat kernel = {0}, qemu = {0};
     char boot_id[37];
 
     read_boot_id(boot_id);
     stat(cfg->kernel, &kernel);
     stat(cfg->qemu, &qemu);
-    snprintf(key, size, "%s %s %lld %lld %s %lld", boot_id, cfg->kernel,
-             (long long)kernel.st_mtime, (long long)kernel.st_size, cfg->qemu,
-             (long long)qemu.st_mtime);
+    snprintf(a->name, sizeof(a->name), "kvm-%016llx",
+             (unsigned long long)(qemu_hash(kernel_path ? kernel_path : cfg->kernel) * 31 +
+                                  qemu_hash(cfg->qemu)));
+    snprintf(a->line, sizeof(a->line), "%s %lld %lld %lld ", boot_id, (long long)kernel.st_mtime,
+             (long long)kernel.st_size, (long long)qemu.st_mtime);
 }
 
-static bool cache_path(const char *dir, const char *key, char *path, size_t size)
+static int open_answer(const char *dir, const struct answer *a, int flags)
 {
-    int n = snprintf(path, size, "%s/kvm-%016llx", dir, (unsigned long long)qemu_hash(key));
+    char path[512];
+    int n = snprintf(path, sizeof(path), "%s/%s", dir, a->name);
 
-    return n > 0 && (size_t)n < size;
+    if (n < 0 || (size_t)n >= sizeof(path))
+        return -1;
+    return open(path, flags | O_CLOEXEC | O_NOFOLLOW, 0644);
 }
 
 /* 1 works, 0 works not, -1 not known. */
-static int cached(const char *dir, const char *key)
+static int recall(const char *dir, const struct answer *a)
 {
-    char path[512], answer = 0;
-    cleanup_close int fd = -1;
+    cleanup_close int fd = open_answer(dir, a, O_RDONLY);
+    size_t len = strlen(a->line);
+    char text[sizeof(a->line) + 2] = "";
 
-    if (cache_path(dir, key, path, sizeof(path)))
-        fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    if (fd < 0 || read(fd, &answer, 1) != 1 || (answer != '0' && answer != '1'))
+    if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0 || strncmp(text, a->line, len) != 0 ||
+        (text[len] != '0' && text[len] != '1'))
         return -1;
-    return answer == '1';
+    return text[len] == '1';
 }
 
-static bool remember(const char *dir, const char *key, bool works)
+static bool remember(const char *dir, const struct answer *a, bool works)
 {
-    char path[512];
-    cleanup_close int fd = -1;
+    cleanup_close int fd = open_answer(dir, a, O_WRONLY | O_CREAT | O_TRUNC);
 
-    if (cache_path(dir, key, path, sizeof(path)))
-        fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
-    return fd >= 0 && write(fd, works ? "1\n" : "0\n", 2) == 2;
+    return fd >= 0 && dprintf(fd, "%s%d\n", a->line, works) > 0;
 }
 
 static bool kernel_speaks(const struct vm_config *cfg)
@@ -76,28 +89,28 @@ static bool kernel_speaks(const struct vm_config *cfg)
     };
     char out[16384];
 
-    return run_until(argv, "Linux version", KVM_PROBE_MS, out, sizeof(out));
+    return spawn_until(argv, "Linux version", KVM_PROBE_MS, out, sizeof(out));
 }
 
 static bool kvm_works(const struct vm_config *cfg)
 {
-    char key[1024];
-    int answer, kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    int known, kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    struct answer a;
 
     if (kvm < 0)
         return false;
     close(kvm);
-    cache_key(cfg, key, sizeof(key));
-    answer = cached(CACHE_DIR, key);
-    if (answer < 0)
-        answer = cached(cfg->run_dir, key);
-    if (answer < 0) {
-        answer = kernel_speaks(cfg);
+    describe(cfg, &a);
+    known = recall(CACHE_DIR, &a);
+    if (known < 0)
+        known = recall(cfg->run_dir, &a);
+    if (known < 0) {
+        known = kernel_speaks(cfg);
         mkdir(CACHE_DIR, 0755);
-        if (!remember(CACHE_DIR, key, answer))
-            remember(cfg->run_dir, key, answer);
+        if (!remember(CACHE_DIR, &a, known))
+            remember(cfg->run_dir, &a, known);
     }
-    return answer;
+    return known;
 }
 
 const char *qemu_accelerator(const struct vm_config *cfg)
@@ -108,7 +121,10 @@ const char *qemu_accelerator(const struct vm_config *cfg)
 }
 
 #ifdef __x86_64__
-/* A pair of readings that belong together: the closest of several, for a thread is preempted at times. */
+/*
+ * A pair of readings that belong together: the closest of several, for a thread is preempted at
+ * times.
+ */
 static void read_clocks(uint64_t *tsc, uint64_t *ns)
 {
     uint64_t best = UINT64_MAX;

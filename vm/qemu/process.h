@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * One QEMU process and its files, the same on both sides, so that an activated replica is a guest like any other
- * and the next remusd attaches to it.
+ * One QEMU process and its files, the same on both sides, so that an activated replica is a guest
+ * like any other and the next remusd attaches to it.
  *
  *   RUN_DIR/NAME.qmp       QMP socket; the kernel says (SO_PEERCRED) which process listens there
  *   RUN_DIR/NAME.pid       written and locked by QEMU: a second QEMU for this guest does not start
@@ -22,7 +22,7 @@
 
 /* Both sides: RAM is not in the stream, the end of a migration is an event. */
 #define QEMU_CAPABILITIES                                                                          \
-    "{\"capabilities\":[{\"capability\":\"x-ignore-shared\",\"state\":true},"                       \
+    "{\"capabilities\":[{\"capability\":\"x-ignore-shared\",\"state\":true},"                      \
     "{\"capability\":\"events\",\"state\":true}]}"
 
 struct qemu {
@@ -40,20 +40,18 @@ struct qemu {
     unsigned health_calls;
 };
 
-/* What is wrong with the configuration, named by its key. */
-int qemu_check_config(const struct vm_config *cfg, struct error *err);
-
 /* Does a QEMU hold the pid file of this guest? */
 bool qemu_running(const struct vm_config *cfg);
 
 /*
- * Finds the QEMU of this guest: 1 and *qemu when it runs, 0 when it does not (and what a dead one left is
- * removed), -1 when it runs but cannot be attached to.  qemu_start() makes the RAM and starts one, `incoming`
- * as a standby that waits for machine state.  Both connect QMP and map the RAM; qemu_close() lets go of it all.
+ * Finds the QEMU of this guest: 1 and *qemu when it runs, 0 when it does not (and what a dead one
+ * left is removed), -1 when it runs but cannot be attached to.  qemu_start() makes the RAM and
+ * starts one, `incoming` as a standby that waits for machine state.  Both connect QMP and map the
+ * RAM; qemu_close() lets go of it all.
  */
 int qemu_attach(struct qemu *qemu, const struct vm_config *cfg, struct error *err);
-int qemu_start(struct qemu *qemu, const struct vm_config *cfg, const char *accelerator, bool incoming,
-               struct error *err);
+int qemu_start(struct qemu *qemu, const struct vm_config *cfg, const char *accelerator,
+               bool incoming, struct error *err);
 
 /* What the running QEMU says of its guest: "running", "paused", "inmigrate", ... */
 int qemu_status(struct qemu *qemu, char status[32], struct error *err);
@@ -64,24 +62,11 @@ int qemu_quote_log(const struct qemu *qemu, struct error *err);
 /* Is there room for the RAM and a QEMU?  "not enough memory ..." */
 int qemu_check_room(uint64_t memory_bytes, struct error *err);
 
-/* "version=7.2.22 machine=microvm cpus=1 ..." */
-int qemu_profile(const struct vm_config *cfg, const char *version, const char *accelerator,
-                 char profile[VM_PROFILE_MAX + 1], struct error *err);
-
-/* Version of the binary cfg->qemu, asked of itself. */
-int qemu_binary_version(const struct vm_config *cfg, char version[32], struct error *err);
-
 enum vm_health qemu_health(struct qemu *qemu);
 
 /* Kills the process, waits until it is gone, removes its files.  The logs stay. */
 void qemu_kill(struct qemu *qemu);
 void qemu_close(struct qemu *qemu);
-
-/*
- * Runs a program until its output contains `until` (NULL: until it ends) or timeout_ms are over, then kills it.
- * Returns whether the text came; `out` holds the first octets of the output, NUL-terminated.
- */
-bool run_until(char *const argv[], const char *until, unsigned timeout_ms, char *out, size_t size);
 
 /* FNV-1a: for names of files that belong to something with a longer name. */
 uint64_t qemu_hash(const char *text);

@@ -29,7 +29,10 @@ static int broken(struct qmp *qmp, struct error *err, const char *why)
     return error_set(err, "QMP: %s", why);
 }
 
-/* Receives what is there: number of octets, 0 when there is nothing yet, -1 when the connection is gone. */
+/*
+ * Receives what is there: number of octets, 0 when there is nothing yet, -1 when the connection is
+ * gone.
+ */
 static ssize_t receive(struct qmp *qmp, struct error *err)
 {
     ssize_t n;
@@ -66,7 +69,8 @@ static json_t *parse(struct qmp *qmp, const char *line, size_t len, struct error
 }
 
 /*
- * The next message: 1; 0 when there is none before `deadline` (0: do not wait); -1 when the connection is gone.
+ * The next message: 1; 0 when there is none before `deadline` (0: do not wait); -1 when the
+ * connection is gone.
  */
 static int next_message(struct qmp *qmp, uint64_t deadline, json_t **message, struct error *err)
 {
@@ -142,8 +146,8 @@ static uint64_t deadline(const struct qmp *qmp)
 
 static int timed_out(const struct qmp *qmp, struct error *err)
 {
-    return error_set(err, "QMP: no answer from QEMU (pid %d) in %u ms: it hangs, is stopped, or serves"
-                     " another daemon", (int)qmp->peer, qmp->timeout_ms);
+    return error_set(err, "QMP: no answer from QEMU (pid %d) in %u ms: it hangs, is stopped, or"
+                     " serves another daemon", (int)qmp->peer, qmp->timeout_ms);
 }
 
 static int greet(struct qmp *qmp, struct error *err)

@@ -3,9 +3,10 @@
  * Client of the QEMU Machine Protocol: JSON objects, one a line, over a unix socket.
  * Source: QEMU docs/interop/qmp-spec.txt.
  *
- * Commands are answered in the order in which they were sent, so several can be sent before the first reply is
- * waited for; each carries an id, and a late reply to a command that was given up is skipped.  Events are
- * kept in qmp_events().  A line that is no QMP, or longer than QMP_LINE_MAX, breaks the connection for good.
+ * Commands are answered in the order in which they were sent, so several can be sent before the
+ * first reply is waited for; each carries an id, and a late reply to a command that was given up is
+ * skipped.  Events are kept in qmp_events().  A line that is no QMP, or longer than QMP_LINE_MAX,
+ * breaks the connection for good.
  */
 #ifndef REMUS_QMP_H
 #define REMUS_QMP_H
@@ -31,8 +32,8 @@ struct qmp_events {
 struct qmp;
 
 /*
- * Connects and greets.  0; 1 when nobody listens at `path`; -1 on failure.  timeout_ms bounds the wait for
- * the greeting and for each reply later.
+ * Connects and greets.  0; 1 when nobody listens at `path`; -1 on failure.  timeout_ms bounds the
+ * wait for the greeting and for each reply later.
  */
 int qmp_open(struct qmp **qmp, const char *path, unsigned timeout_ms, struct error *err);
 void qmp_close(struct qmp *qmp);
@@ -41,11 +42,17 @@ pid_t qmp_peer(const struct qmp *qmp);            /* the process that listens */
 const char *qmp_version(const struct qmp *qmp);   /* of QEMU: "7.2.22" */
 struct qmp_events *qmp_events(struct qmp *qmp);
 
-/* The descriptor -1 means none; `arguments` is a JSON object as text, or NULL.  *id is for qmp_wait(). */
+/*
+ * The descriptor -1 means none; `arguments` is a JSON object as text, or NULL.  *id is for
+ * qmp_wait().
+ */
 int qmp_send(struct qmp *qmp, const char *command, const char *arguments, int fd, uint64_t *id,
              struct error *err);
 
-/* Waits for the reply.  `value`, when not NULL, gets what the command returned; the caller json_decref()s it. */
+/*
+ * Waits for the reply.  `value`, when not NULL, gets what the command returned; the caller
+ * json_decref()s it.
+ */
 int qmp_wait(struct qmp *qmp, uint64_t id, json_t **value, struct error *err);
 
 /* Both. */

@@ -8,6 +8,7 @@
 
 #include "accel.h"
 #include "common/cleanup.h"
+#include "machine.h"
 #include "process.h"
 #include "qemu.h"
 
@@ -90,8 +91,8 @@ static int check_unused(struct qemu *qemu, const struct vm_config *cfg, struct e
         return 0;
     }
     qemu_close(qemu);
-    return error_set(err, "guest \"%s\" itself runs on this host (QEMU pid %d, %s): it cannot hold its own"
-                     " replica", cfg->name, (int)qemu->pid, status);
+    return error_set(err, "guest \"%s\" itself runs on this host (QEMU pid %d, %s): it cannot hold"
+                     " its own replica", cfg->name, (int)qemu->pid, status);
 }
 
 static int check_host(const struct vm_config *cfg, uint64_t pages, const char *profile,
@@ -103,7 +104,8 @@ static int check_host(const struct vm_config *cfg, uint64_t pages, const char *p
         return -1;
     if (pages != cfg->memory_bytes / PAGE_SIZE)
         return error_set(err, "the primary's guest has %llu octets of memory, memory = %llu here",
-                         (unsigned long long)pages * PAGE_SIZE, (unsigned long long)cfg->memory_bytes);
+                         (unsigned long long)pages * PAGE_SIZE,
+                         (unsigned long long)cfg->memory_bytes);
     *accelerator = choose_accelerator(cfg, profile);
     if (qemu_profile(cfg, version, *accelerator, here, err) < 0 ||
         compare_profiles(profile, here, err) < 0)
@@ -163,7 +165,8 @@ static int replica_activate(struct replica *r, const uint8_t *state, size_t len,
 {
     struct qemu_replica *q = of(r);
 
-    if (load(&q->qemu, state, len, err) < 0 || qmp_execute(q->qemu.qmp, "cont", NULL, NULL, err) < 0)
+    if (load(&q->qemu, state, len, err) < 0 ||
+        qmp_execute(q->qemu.qmp, "cont", NULL, NULL, err) < 0)
         return qemu_quote_log(&q->qemu, err);
     q->active = true;
     return 0;

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "accel.h"
+#include "machine.h"
 #include "process.h"
 #include "qemu.h"
 #include "vm/tracker.h"
@@ -49,14 +50,17 @@ static int set_running(struct qemu_vm *v, struct error *err)
         usleep(10000);
     }
     if (strcmp(status, "inmigrate") == 0)
-        return error_set(err, "this host holds a replica of the guest that waits for its takeover: use"
-                         " remusctl takeover, or end remus-backupd");
+        return error_set(err, "this host holds a replica of the guest that waits for its takeover:"
+                         " use remusctl takeover, or end remus-backupd");
     if (strcmp(status, "running") == 0)
         return 0;
     return qmp_execute(v->qemu.qmp, "cont", NULL, NULL, err);
 }
 
-/* Opened a second time, because a descriptor set answers only to the access mode asked for: writing. */
+/*
+ * Opened a second time, because a descriptor set answers only to the access mode asked for:
+ * writing.
+ */
 static int make_state_file(struct qemu_vm *v, struct error *err)
 {
     char path[64];
@@ -157,7 +161,8 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
     v->state_fd = v->write_fd = -1;
     attached = qemu_attach(&v->qemu, cfg, err);
     if (attached < 0 ||
-        (!attached && (qemu_check_config(cfg, err) < 0 || qemu_check_room(cfg->memory_bytes, err) < 0 ||
+        (!attached && (qemu_check_config(cfg, err) < 0 ||
+                       qemu_check_room(cfg->memory_bytes, err) < 0 ||
                        qemu_start(&v->qemu, cfg, qemu_accelerator(cfg), false, err) < 0))) {
         let_go(v);
         return -1;
@@ -184,8 +189,8 @@ static int vm_resume(struct vm *vm, struct error *err)
 }
 
 /*
- * With stop goes the command to save the devices, so that QEMU does it while the caller scans and copies on another
- * processor.
+ * With stop goes the command to save the devices, so that QEMU does it while the caller scans and
+ * copies on another processor.
  */
 static int vm_suspend(struct vm *vm, struct error *err)
 {

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <stdbool.h>
+#include <string.h>
+
+#include "compress/page-moves.h"
+
+/* As many equal words make a move; fewer cost less as they are. */
+#define RUN_MIN 3
+/* Of the pages beside, what lies as near as this in half words can have come over. */
+#define NEAR 256
+/* After each so many words without a hit the search looks at fewer. */
+#define MISSES 64
+
+/* The word at half word h. */
+static inline uint64_t word(const uint8_t *page, unsigned h)
+{
+    uint64_t v;
+
+    memcpy(&v, page + 4 * h, 8);
+    return v;
+}
+
+static inline unsigned hash(uint64_t v)
+{
+    return (unsigned)(v * UINT64_C(0x9e3779b97f4a7c15) >> 54);
+}
+
+static inline bool same_line(const uint8_t *a, const uint8_t *b)
+{
+    uint64_t differ = 0;
+
+    for (unsigned h = 0; h < 16; h += 2)
+        differ |= word(a, h) ^ word(b, h);
+    return differ == 0;
+}
+
+/*
+ * Rows move by words, the line pointers of an index by halves.  Of eight half words in a row the first two are enough:
+ * whatever the shift, one of four neighbouring words of the page meets one of them, and a hit is
+ * followed backwards.
+ */
+static void index_words(uint16_t *table, const uint8_t *old, unsigned base, unsigned begin, unsigned end)
+{
+    for (unsigned h = begin; h < end; h += 8) {
+        table[hash(word(old, h))] = (uint16_t)(base + h + 1);
+        table[hash(word(old, h + 1))] = (uint16_t)(base + h + 2);
+    }
+}
+
+/* Are RUN_MIN words of `page` from word i on those of `old` from half word h on? */
+static bool runs(const uint8_t *page, unsigned i, const uint8_t *old, unsigned h)
+{
+    return i + RUN_MIN <= PAGE_WORDS && h + 2 * RUN_MIN <= PAGE_HALVES &&
+           word(page, 2 * i) == word(old, h) && word(page, 2 * i + 2) == word(old, h + 2) &&
+           word(page, 2 * i + 4) == word(old, h + 4);
+}
+
+void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3])
+{
+    const uint8_t *source = old[1]; /* the old page of the move at hand, */
+    unsigned which = 1, misses = 0; /* its number, */
+    int shift = 0;                  /* its half word - 2 * i, */
+    unsigned limit = PAGE_WORDS;    /* and the first word for which that would leave it */
+
+    memset(moves->table, 0, sizeof(moves->table));
+    if (old[0])
+        index_words(moves->table, old[0], 0, PAGE_HALVES - NEAR, PAGE_HALVES);
+    if (old[2])
+        index_words(moves->table, old[2], 2 * PAGE_HALVES, 0, NEAR);
+    index_words(moves->table, old[1], PAGE_HALVES, 0, PAGE_HALVES);
+
+    moves->count = 1;
+    moves->move[0] = (struct page_move){0, PAGE_HALVES};
+    for (unsigned i = 0; i < PAGE_WORDS; i++) {
+        unsigned from = (unsigned)((int)(2 * i) + shift), place, start = i;
+        uint64_t v = word(page, 2 * i);
+
+        if (i < limit && word(source, from) == v) {
+            for (; i + 9 <= limit && same_line(page + 8 * (i + 1), source + 4 * (from + 2)); i += 8)
+                from += 16;
+            continue;
+        }
+        if (i == limit || (shift != 0 && runs(page, i, old[1], 2 * i))) {
+            which = 1;
+            shift = 0;
+        } else {
+            /* The last entry is kept for the way back. */
+            place = v && moves->count < PAGE_MOVES_MAX - 1 ? moves->table[hash(v)] : 0;
+            if (place == 0 || place - 1 == which * PAGE_HALVES + from ||
+                !runs(page, i, old[(place - 1) / PAGE_HALVES], (place - 1) % PAGE_HALVES)) {
+                i += misses++ / MISSES;
+                if (i >= limit)
+                    i = limit - 1;
+                continue;
+            }
+            which = (place - 1) / PAGE_HALVES;
+            from = (place - 1) % PAGE_HALVES;
+            shift = (int)from - (int)(2 * i);
+            for (; from > 1 && start > moves->move[moves->count - 1].to + 1u && i - start < 3; start--) {
+                from -= 2;
+                if (word(page, 2 * start - 2) != word(old[which], from))
+                    break;
+            }
+        }
+        misses = 0;
+        limit = shift > 0 ? (unsigned)(PAGE_HALVES - shift) / 2 : PAGE_WORDS;
+        source = old[which];
+        if (moves->move[moves->count - 1].to == start)
+            moves->count--;
+        moves->move[moves->count++] =
+            (struct page_move){(uint16_t)start, (uint16_t)((int)(which * PAGE_HALVES + 2 * start) + shift)};
+    }
+}

@@ -1,0 +1,112 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A crash before and after each step of the protocol, on each side; each case is a named fault (docs/HACKING.md)."""
+from remus_hosts import Pair, Suite, wait_for
+
+suite = Suite()
+AT = 40  # the epoch at which it happens: long after the synchronisation
+
+
+def primary_crashes(fault):
+    """The host dies with its daemon: the replica goes on from a checkpoint that covers all that was released."""
+    with Pair(takeover="automatic") as pair:
+        pair.backup.start()
+        pair.primary.start(f"{fault}@{AT}")
+        pair.primary.wait_crash()
+        pair.primary.kill_guest()
+        epoch = pair.check_takeover()
+        assert AT - 2 <= epoch <= AT, epoch
+        pair.check_released()
+
+
+def daemon_crashes(fault):
+    """Only remusd dies: the guest lives, nothing is released, the next remusd finds it and protects it again."""
+    with Pair(takeover="manual") as pair:
+        pair.backup.start()
+        pair.primary.start(f"{fault}@{AT}")
+        pair.primary.wait_crash()
+        guest = pair.primary.guest_pid()
+        assert guest, "the guest must outlive remusd"
+        told = len(pair.primary.sink.frames)
+        pair.backup.wait_state("suspect")
+        pair.proxy.refuse = True  # R1: held until the backup has spoken
+        pair.primary.start()
+        pair.primary.wait_state("holding")
+        assert len(pair.primary.sink.frames) == told, "R1: released without the backup"
+        pair.proxy.refuse = False
+        pair.primary.wait_state("protected")
+        assert pair.primary.guest_pid() == guest
+        pair.wait_epochs(5)
+        wait_for("frames flow again", lambda: len(pair.primary.sink.frames) > told)
+
+
+def backup_crashes(fault):
+    """The primary holds its output, nothing is lost, and it is protected again when a backup is back."""
+    with Pair(degrade_after=60000) as pair:
+        pair.backup.start(f"{fault}@{AT}")
+        pair.primary.start()
+        pair.backup.wait_crash()
+        pair.primary.wait_state("holding")
+        assert pair.primary.guest_pid()
+        pair.backup.start()
+        pair.primary.wait_state("protected")
+        pair.wait_epochs(5)
+        pair.check_released()
+        pair.primary.kill_host()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        pair.check_takeover()
+
+
+PRIMARY = ("primary-before-suspend", "primary-after-suspend", "primary-after-resume", "primary-before-end",
+           "primary-after-end", "primary-before-release", "primary-after-release")
+BACKUP = ("backup-before-ack", "backup-before-apply", "backup-amid-apply", "backup-after-apply")
+for rules, run, faults in (("R1_R2_R4_R7", primary_crashes, PRIMARY), ("R1_R7", daemon_crashes, PRIMARY),
+                           ("R1_R4", backup_crashes, BACKUP)):
+    for name in faults:
+        def case(run=run, name=name):
+            run(name)
+        case.__name__ = f"{run.__name__}_at_{name}_{rules}"
+        suite.test(case)
+
+
+@suite.test
+def backup_crashes_in_takeover_R7():
+    """The backup that comes after it must not welcome the old primary: the replica may have run."""
+    with Pair(takeover="automatic") as pair:
+        pair.backup.start("backup-before-activate")
+        pair.primary.start()
+        pair.primary.wait_state("protected")
+        pair.wait_epochs(5)
+        pair.primary.kill_host()
+        pair.backup.wait_crash()
+        pair.backup.start()
+        pair.backup.wait_state("waiting", "active")
+
+
+@suite.test
+def lost_acknowledgement_R1_R4():
+    """The primary never sees an acknowledgement: it waits, and a new link goes on from what the backup holds."""
+    with Pair(takeover="manual", degrade_after=60000) as pair:
+        pair.backup.start()
+        pair.primary.start(f"ack-lost@{AT}")
+        wait_for("acks go on", lambda: pair.primary.do("status")["acked_epoch"] > AT)
+        pair.check_released()
+
+
+@suite.test
+def wrong_digest_is_refused_whole_R2_R4():
+    with Pair(takeover="manual", degrade_after=60000) as pair:
+        pair.backup.start()
+        pair.primary.start(f"digest-wrong@{AT}")
+        wait_for("protection goes on", lambda: pair.primary.do("status")["acked_epoch"] > AT + 5)
+        assert AT not in pair.proxy.acks, "R2: acknowledged although the digest was wrong"
+        assert "digest" in pair.backup.do("status")["last_error"]
+        pair.check_released()
+        pair.primary.kill_host()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        pair.check_takeover()
+
+
+suite.main()

@@ -1,0 +1,309 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""R7: who may run the VM alone.  Degrade policies, arbiter, operator, switchover, clean ends."""
+import os
+import time
+
+from remus_hosts import Pair, Suite, wait_for
+
+suite = Suite()
+
+
+def arbiter(pair, answer):
+    """A script that notes who asked and answers with the exit status in a file; both hosts can be given it."""
+    path = os.path.join(pair.dir, "arbiter")
+    with open(path, "w", encoding="ascii") as f:
+        f.write(f'#!/bin/sh\necho "$@" >>{path}.asked\nexit $(cat {path}.answer)\n')
+    os.chmod(path, 0o755)
+    answer_arbiter(pair, answer)
+    return path
+
+
+def answer_arbiter(pair, answer):
+    with open(os.path.join(pair.dir, "arbiter.answer"), "w", encoding="ascii") as f:
+        f.write(str(answer))
+
+
+def asked(pair):
+    try:
+        with open(os.path.join(pair.dir, "arbiter.asked"), encoding="ascii") as f:
+            return f.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def with_arbiter(answer, **keys):
+    """The arbiter's path is only known when the pair has a directory: write the configuration again."""
+    pair = Pair(**keys)
+    command = "exec " + arbiter(pair, answer)
+    for host in (pair.primary, pair.backup):
+        with open(host.config, encoding="ascii") as f:
+            text = f.read()
+        with open(host.config, "w", encoding="ascii") as f:
+            f.write(text.replace("}\n", f'    arbiter = "{command}"\n}}\n'))
+    return pair
+
+
+def lose_backup(pair):
+    pair.protect()
+    pair.wait_epochs(10)
+    pair.proxy.refuse = True
+    pair.backup.kill_daemon()
+    pair.primary.wait_state("holding", "asking", "unprotected", "stopped")
+
+
+def released(pair):
+    return len(pair.primary.sink.frames)
+
+
+@suite.test
+def hold_waits_for_the_backup_R1_R7():
+    with Pair(degrade="hold", degrade_after=100) as pair:
+        lose_backup(pair)
+        time.sleep(0.1)
+        told = released(pair)
+        time.sleep(0.6)
+        assert released(pair) == told and pair.primary.state() == "holding"
+        assert pair.primary.guest_pid()
+        pair.primary.do("unprotect")  # the operator's word
+        pair.primary.wait_state("off")
+        wait_for("the output is let go", lambda: released(pair) > told + 20)
+        numbers = [f.number for f in pair.primary.sink.beacons()]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "R6"
+
+
+@suite.test
+def release_without_an_arbiter_waits_for_the_operator_R7():
+    with Pair(degrade="release", degrade_after=100) as pair:
+        lose_backup(pair)
+        time.sleep(0.6)
+        assert pair.primary.state() == "holding"
+        assert "unprotect" in pair.primary.do("status")["advice"]
+
+
+@suite.test
+def release_with_the_arbiters_grant_R7():
+    with with_arbiter(0, degrade="release", degrade_after=100) as pair:
+        lose_backup(pair)
+        pair.primary.wait_state("unprotected")
+        assert any(line.startswith("fake1 primary ") for line in asked(pair)), asked(pair)
+        told = released(pair)
+        wait_for("it goes on alone", lambda: released(pair) > told + 20)
+        pair.proxy.refuse = False
+        pair.backup.start()
+        pair.primary.wait_state("protected")  # by itself, as soon as there is a backup
+        pair.wait_epochs(5)
+
+
+@suite.test
+def release_denied_by_the_arbiter_R7():
+    with with_arbiter(1, degrade="release", degrade_after=100) as pair:
+        lose_backup(pair)
+        wait_for("the arbiter is asked", lambda: asked(pair))
+        pair.primary.wait_state("holding")
+        told = released(pair)
+        time.sleep(0.3)
+        assert released(pair) == told, "went on alone without a grant"
+        assert "denied" in pair.primary.do("status")["last_error"]
+
+
+@suite.test
+def stop_ends_the_guest_R7():
+    with Pair(degrade="stop", degrade_after=100) as pair:
+        lose_backup(pair)
+        pair.primary.wait_state("stopped")
+        assert not pair.primary.guest_pid()
+
+
+@suite.test
+def takeover_waits_for_the_operator_without_an_arbiter_R7():
+    with Pair() as pair:
+        pair.protect()
+        reply = pair.backup.request("takeover")
+        assert not reply["ok"] and "switchover" in reply["error"], reply  # the primary lives
+        pair.primary.kill_host()
+        pair.backup.wait_state("suspect")
+        time.sleep(0.5)
+        assert pair.backup.state() == "suspect" and not pair.backup.guest_pid()
+        pair.backup.do("takeover")
+        pair.check_takeover()
+
+
+@suite.test
+def takeover_waits_for_the_arbiter_R7():
+    with with_arbiter(1) as pair:
+        pair.protect()
+        pair.primary.kill_host()
+        wait_for("the arbiter is asked", lambda: asked(pair))
+        pair.backup.wait_state("suspect")
+        assert not pair.backup.guest_pid()
+        pair.backup.do("takeover")  # the operator cannot overrule the arbiter
+        time.sleep(0.3)
+        assert not pair.backup.guest_pid()
+        answer_arbiter(pair, 0)
+        pair.check_takeover()
+        assert all(line.startswith("fake1 backup ") for line in asked(pair)), asked(pair)
+
+
+@suite.test
+def silence_is_a_failure_and_the_old_primary_ends_itself_R7():
+    """The link goes silent both ways; the backup takes over; when the link is back the old guest must end."""
+    with Pair(takeover="automatic", timeout=300, degrade_after=60000) as pair:
+        pair.protect()
+        pair.wait_epochs(10)
+        pair.proxy.stalled.set()
+        pair.backup.wait_state("active")
+        told = released(pair)
+        time.sleep(0.2)
+        assert released(pair) == told, "R1: the cut-off primary went on alone"
+        pair.proxy.stalled.clear()
+        pair.primary.wait_state("lost")
+        assert not pair.primary.guest_pid() and pair.backup.guest_pid()
+        pair.check_released()
+
+
+@suite.test
+def busy_is_not_gone_R7():
+    """As long as anything is delivered there is no takeover: heartbeats without data, data without heartbeats."""
+    for lost in ("HEARTBEAT", "PAGES"):
+        with Pair(takeover="automatic", timeout=300, degrade_after=60000) as pair:
+            pair.protect()
+            pair.wait_epochs(5)
+            pair.proxy.filter = lambda way, kind, *_: None if way == "P" and kind == lost else 0
+            if lost == "PAGES":  # a checkpoint that never becomes whole: only heartbeats are left
+                pair.proxy.filter = lambda way, kind, *_: 0 if way == "B" or kind == "HEARTBEAT" else None
+            time.sleep(1.2)
+            assert pair.backup.state() == "ready", pair.backup.log()
+
+
+@suite.test
+def clean_stop_of_remusd_is_no_failure_R7():
+    with Pair(takeover="automatic") as pair:
+        pair.protect()
+        guest = pair.primary.guest_pid()
+        assert pair.primary.stop() == 0
+        time.sleep(0.5)
+        assert pair.backup.state() == "waiting"
+        assert pair.primary.guest_pid() == guest, "the guest outlives remusd"
+        pair.primary.start()
+        pair.primary.wait_state("protected")
+        assert pair.primary.guest_pid() == guest
+
+
+@suite.test
+def clean_stop_of_the_backup_holds_R1_R7():
+    with Pair(degrade_after=60000) as pair:
+        pair.protect()
+        assert pair.backup.stop() == 0
+        pair.primary.wait_state("holding")
+        pair.backup.start()
+        pair.primary.wait_state("protected")
+
+
+@suite.test
+def unprotect_and_protect_again_R7():
+    with Pair(takeover="automatic") as pair:
+        pair.protect()
+        pair.wait_epochs(5)
+        pair.primary.do("unprotect")
+        pair.primary.wait_state("off")
+        pair.backup.wait_state("waiting")
+        told = released(pair)
+        wait_for("nothing is held any more", lambda: released(pair) > told + 20)
+        pair.primary.do("protect")
+        pair.primary.wait_state("protected")
+        pair.wait_epochs(5)
+
+
+@suite.test
+def guest_that_shuts_down_is_no_failure_R7():
+    with Pair(takeover="automatic") as pair:
+        pair.protect()
+        os.kill(pair.primary.guest_pid(), 15)  # its power button
+        pair.primary.wait_state("shut-down")
+        time.sleep(0.3)
+        assert pair.backup.state() == "waiting"
+
+
+@suite.test
+def guest_whose_process_dies_is_handed_over_R1_R7():
+    with Pair() as pair:
+        pair.protect()
+        pair.wait_epochs(10)
+        pair.primary.kill_guest()
+        pair.primary.wait_state("handed-over")
+        pair.check_takeover()
+
+
+@suite.test
+def switchover_loses_nothing_R1_R7():
+    with Pair() as pair:
+        pair.protect()
+        pair.wait_epochs(10)
+        pair.primary.do("switchover")
+        pair.primary.wait_state("handed-over")
+        assert not pair.primary.guest_pid()
+        pair.check_takeover()
+        told = [f.number for f in pair.primary.sink.beacons()]
+        on = [f.number for f in pair.backup.sink.beacons()]
+        assert on[0] == told[-1] + 1, "a frame was lost between the two hosts"
+
+
+@suite.test
+def switchover_broken_in_the_middle_runs_once_R7():
+    """The word HANDOVER is lost: the guest stays suspended until the link shows that it may go on here."""
+    with Pair(degrade_after=60000) as pair:
+        pair.protect()
+        pair.proxy.filter = lambda way, kind, *_: None if kind == "HANDOVER" else 0
+        pair.primary.do("switchover")
+        time.sleep(0.5)
+        pair.proxy.filter = lambda *_: 0
+        pair.proxy.cut()
+        pair.primary.wait_state("protected")
+        assert not pair.backup.guest_pid()
+        pair.wait_epochs(10)
+        pair.check_released()
+
+
+@suite.test
+def fresh_guest_is_not_started_while_the_vm_runs_elsewhere_R7():
+    with Pair(takeover="automatic") as pair:
+        pair.protect()
+        pair.primary.kill_host()
+        pair.backup.wait_state("active")
+        pair.primary.start()
+        wait_for("it says why", lambda: pair.primary.do("status")["last_error"])
+        assert "runs on this backup" in pair.primary.do("status")["last_error"]
+        assert not pair.primary.guest_pid()
+
+
+@suite.test
+def fresh_guest_does_not_replace_a_checkpoint_that_waits_R7():
+    with Pair() as pair:
+        pair.protect()
+        pair.primary.kill_host()
+        pair.backup.wait_state("suspect")
+        pair.primary.start()
+        wait_for("it says why", lambda: pair.primary.do("status")["last_error"])
+        assert not pair.primary.guest_pid()
+        pair.backup.do("discard")
+        pair.backup.wait_state("waiting")
+        pair.primary.do("protect")
+        pair.primary.wait_state("protected")
+
+
+@suite.test
+def interval_changes_while_running():
+    with Pair() as pair:
+        pair.protect()
+        pair.primary.do("set", interval=200)
+        assert pair.primary.do("status")["interval_ms"] == 200
+        pair.wait_epochs(2)
+        before = pair.primary.do("status")["epoch"]
+        time.sleep(1)
+        assert pair.primary.do("status")["epoch"] - before <= 7
+        reply = pair.primary.request("set", interval=1)
+        assert not reply["ok"] and reply["code"] == "usage", reply
+
+
+suite.main()

@@ -1,0 +1,271 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* Each record as docs/remus-protocol.pod draws it, and nothing else (R10). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/protocol.h"
+
+static const struct proto_hello hello = {
+    .version_min = 1,
+    .version_max = 3,
+    .features = UINT64_C(0x0102030405060708),
+    .required = UINT64_C(0x1112131415161718),
+    .session = UINT64_C(0x2122232425262728),
+    .flags = HELLO_RESYNC,
+    .pages = 32768,
+    .page_size = 4096,
+    .heartbeat_ms = 20,
+    .timeout_ms = 200,
+    .vm = "db1",
+    .platform = "qemu",
+    .profile = "qemu 7.2 microvm",
+};
+
+/* Runs a decoder on every proper beginning, in memory of exactly that size so that ASan sees a read behind it. */
+#define REFUSES_TRUNCATION(get, msg, body, len)                                                    \
+    do {                                                                                           \
+        for (size_t cut = 0; cut < (len); cut++) {                                                 \
+            uint8_t *part = malloc(cut + !cut);                                                    \
+            struct error cut_err = {""};                                                           \
+            memcpy(part, body, cut);                                                               \
+            assert_int_equal(get(msg, part, cut, &cut_err), -1);                                   \
+            assert_true(cut_err.text[0]);                                                          \
+            free(part);                                                                            \
+        }                                                                                          \
+    } while (0)
+
+static void header_as_drawn(void **state)
+{
+    static const uint8_t drawn[PROTO_HEADER_LEN] = {0, 5, 0, 0, 0, 0, 0x10, 0x20, 1, 2, 3, 4,
+                                                    5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
+    struct proto_header h = {5, 0x1020, UINT64_C(0x0102030405060708), UINT64_C(0x090a0b0c0d0e0f10)}, got;
+    uint8_t out[PROTO_HEADER_LEN];
+
+    (void)state;
+    proto_put_header(out, &h);
+    assert_memory_equal(out, drawn, sizeof(drawn));
+    out[2] = out[3] = 0xff; /* reserved: ignored when read */
+    assert_int_equal(proto_get_header(&got, out, NULL), 0);
+    assert_true(got.type == h.type && got.length == h.length && got.epoch == h.epoch &&
+                got.checksum == h.checksum);
+}
+
+static uint32_t maximum(unsigned type)
+{
+    return type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET ? 2 * 1024 * 1024 : 1024;
+}
+
+static void r10_lengths_over_the_maximum_refused(void **state)
+{
+    uint8_t out[PROTO_HEADER_LEN];
+    struct proto_header got;
+    struct error err;
+
+    (void)state;
+    for (unsigned type = 1; type <= PROTO_TYPE_MAX; type++) {
+        const uint32_t over[] = {maximum(type) + 1, 1u << 31, UINT32_MAX};
+        struct proto_header h = {.type = (uint16_t)type, .length = maximum(type)};
+
+        proto_put_header(out, &h);
+        assert_int_equal(proto_get_header(&got, out, &err), 0);
+        for (size_t i = 0; i < sizeof(over) / sizeof(*over); i++) {
+            h.length = over[i];
+            proto_put_header(out, &h);
+            assert_int_equal(proto_get_header(&got, out, &err), -1);
+            assert_non_null(strstr(err.text, proto_type_name(type)));
+        }
+    }
+}
+
+static void r10_unknown_types_refused(void **state)
+{
+    const unsigned types[] = {0, PROTO_TYPE_MAX + 1, 0x100 + PROTO_PAGES, UINT16_MAX};
+    uint8_t out[PROTO_HEADER_LEN];
+    struct proto_header got;
+    struct error err;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(types) / sizeof(*types); i++) {
+        proto_put_header(out, &(struct proto_header){.type = (uint16_t)types[i]});
+        assert_int_equal(proto_get_header(&got, out, &err), -1);
+        assert_string_equal(proto_type_name(types[i]), "unknown");
+    }
+}
+
+static void hello_as_drawn(void **state)
+{
+    static const uint8_t drawn[] =
+        "remusd\r\n"
+        "\0\1\0\3"
+        "\1\2\3\4\5\6\7\10"
+        "\x11\x12\x13\x14\x15\x16\x17\x18"
+        "\x21\x22\x23\x24\x25\x26\x27\x28"
+        "\0\0\0\0\0\0\x80\0"
+        "\0\0\x10\0"
+        "\0\0\0\x14"
+        "\0\0\0\xc8"
+        "\0\0\0\1"
+        "\0\0\0\0\0\0\0\0"
+        "\3db1"
+        "\4qemu"
+        "\x10qemu 7.2 microvm";
+    uint8_t out[PROTO_SMALL_MAX];
+    struct proto_hello got;
+
+    (void)state;
+    assert_int_equal(proto_put_hello(out, &hello), sizeof(drawn) - 1);
+    assert_memory_equal(out, drawn, sizeof(drawn) - 1);
+    memset(&got, 0, sizeof(got));
+    assert_int_equal(proto_get_hello(&got, drawn, sizeof(drawn) - 1, NULL), 0);
+    assert_int_equal(proto_put_hello(out, &got), sizeof(drawn) - 1);
+    assert_memory_equal(out, drawn, sizeof(drawn) - 1);
+}
+
+/* A later version appends fields: this one must be able to answer it, if only with a refusal. */
+static void hello_may_grow(void **state)
+{
+    uint8_t out[PROTO_SMALL_MAX];
+    size_t len = proto_put_hello(out, &hello);
+    struct proto_hello got;
+
+    (void)state;
+    memset(out + len, 0xab, sizeof(out) - len);
+    assert_int_equal(proto_get_hello(&got, out, sizeof(out), NULL), 0);
+    assert_string_equal(got.profile, hello.profile);
+}
+
+static void r10_hello_refused(void **state)
+{
+    struct proto_hello got, bad = hello;
+    uint8_t out[PROTO_SMALL_MAX];
+    size_t len = proto_put_hello(out, &hello);
+    struct error err;
+
+    (void)state;
+    REFUSES_TRUNCATION(proto_get_hello, &got, out, len);
+    out[0] ^= 1;
+    assert_int_equal(proto_get_hello(&got, out, len, &err), -1);
+    assert_non_null(strstr(err.text, "magic"));
+
+    /* a VM's name that is longer than a name may be, in a HELLO that is long enough */
+    len = proto_put_hello(out, &hello);
+    out[68] = CONFIG_NAME_MAX + 1;
+    memset(out + 69, 'a', sizeof(out) - 69);
+    assert_int_equal(proto_get_hello(&got, out, sizeof(out), &err), -1);
+
+    for (size_t i = 0; i < 3; i++) { /* nothing that would write into a log by itself */
+        bad = hello;
+        (i == 0 ? bad.vm : i == 1 ? bad.platform : bad.profile)[1] = "\n\033\177"[i];
+        len = proto_put_hello(out, &bad);
+        assert_int_equal(proto_get_hello(&got, out, len, &err), -1);
+        assert_non_null(strstr(err.text, "control"));
+    }
+}
+
+static void welcome(void **state)
+{
+    static const uint8_t drawn[] = "\0\1\0\0"
+                                   "\0\0\0\0\0\0\0\2"
+                                   "\0\0\0\0\0\0\1\0";
+    struct proto_welcome m = {1, 2, 256}, got;
+    uint8_t out[PROTO_SMALL_MAX];
+    struct error err;
+
+    (void)state;
+    assert_int_equal(proto_put_welcome(out, &m), 20);
+    assert_memory_equal(out, drawn, 20);
+    assert_int_equal(proto_get_welcome(&got, out, 20, NULL), 0);
+    assert_true(got.version == 1 && got.features == 2 && got.committed == 256);
+    REFUSES_TRUNCATION(proto_get_welcome, &got, out, 20);
+    assert_int_equal(proto_get_welcome(&got, out, 21, &err), -1);
+    for (unsigned v = 0; v < 4; v += 2) {
+        out[1] = (uint8_t)v;
+        assert_int_equal(proto_get_welcome(&got, out, 20, &err), -1);
+        assert_non_null(strstr(err.text, "not offered"));
+    }
+}
+
+static void end(void **state)
+{
+    static const uint8_t drawn[] = "\0\0\0\0\0\0\0\7"
+                                   "\0\0\0\x10\0\0\0\x20"
+                                   "\1\2\3\4\5\6\7\10";
+    struct proto_end m = {7, 16, 32, UINT64_C(0x0102030405060708)}, got;
+    uint8_t out[PROTO_SMALL_MAX];
+    struct error err;
+
+    (void)state;
+    assert_int_equal(proto_put_end(out, &m), 24);
+    assert_memory_equal(out, drawn, 24);
+    assert_int_equal(proto_get_end(&got, out, 24, NULL), 0);
+    assert_true(got.pages == 7 && got.state_length == 16 && got.net_length == 32 &&
+                got.digest == m.digest);
+    REFUSES_TRUNCATION(proto_get_end, &got, out, 24);
+    assert_int_equal(proto_get_end(&got, out, 25, &err), -1);
+}
+
+static void notice(void **state)
+{
+    uint8_t out[PROTO_SMALL_MAX];
+    struct proto_notice got;
+    char text[400];
+    size_t len = proto_put_notice(out, REFUSE_BUSY, "busy\n\033[2J\177");
+    struct error err;
+
+    (void)state;
+    assert_memory_equal(out, "\0\5\12busy\n", 8);
+    REFUSES_TRUNCATION(proto_get_notice, &got, out, len);
+    assert_int_equal(proto_get_notice(&got, out, len + 1, &err), -1);
+    assert_int_equal(proto_get_notice(&got, out, len, &err), 0);
+    assert_int_equal(got.code, REFUSE_BUSY);
+    assert_string_equal(got.text, "busy??[2J?"); /* it goes to terminals (R10) */
+
+    memset(text, 'x', sizeof(text) - 1);
+    text[sizeof(text) - 1] = '\0';
+    len = proto_put_notice(out, 0, text);
+    assert_int_equal(len, 2 + 1 + 255);
+    assert_int_equal(proto_get_notice(&got, out, len, &err), 0);
+    assert_int_equal(strlen(got.text), 255);
+}
+
+static void version_chosen(void **state)
+{
+    static const struct {
+        uint16_t min, max;
+        unsigned chosen;
+    } cases[] = {{1, 1, 1}, {1, 9, 1}, {0, 1, 1}, {2, 9, 0}, {0, 0, 0}, {1, 0, 0}, {UINT16_MAX, UINT16_MAX, 0}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct proto_hello h = {.version_min = cases[i].min, .version_max = cases[i].max};
+        struct error err = {""};
+
+        assert_int_equal(proto_choose_version(&h, &err), cases[i].chosen);
+        if (!cases[i].chosen)
+            assert_non_null(strstr(err.text, "no common protocol version"));
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(header_as_drawn),
+        cmocka_unit_test(r10_lengths_over_the_maximum_refused),
+        cmocka_unit_test(r10_unknown_types_refused),
+        cmocka_unit_test(hello_as_drawn),
+        cmocka_unit_test(hello_may_grow),
+        cmocka_unit_test(r10_hello_refused),
+        cmocka_unit_test(welcome),
+        cmocka_unit_test(end),
+        cmocka_unit_test(notice),
+        cmocka_unit_test(version_chosen),
+    };
+
+    return cmocka_run_group_tests_name("protocol", tests, NULL, NULL);
+}
