@@ -42,7 +42,7 @@ enum { DEPTH = 6 }; /* there are no threads to watch, and it takes a minute long
 #else
 enum { DEPTH = 8 };
 #endif
-enum { MAX_SENT = DEPTH + 4, MAX_TAKEN = DEPTH + 4 };
+enum { MAX_SENT = DEPTH + 4, MAX_TAKEN = 64 };
 
 static const struct {
     const char *name, *data;
@@ -499,11 +499,118 @@ static void test_random_schedules(void **state)
     buffer_free(&net_state);
 }
 
+/* What makes a flow strict, and what a flood of connections does not */
+
+static size_t segment(uint8_t *f, struct world *world, uint8_t flags)
+{
+    size_t n = put_tcp(f, 0, PORT, 40000, world->seq, flags, row, sizeof(row) - 1);
+
+    world->seq += sizeof(row) - 1;
+    return n;
+}
+
+static void open_flow(unsigned flows)
+{
+    g = gate_new(GATE_QUEUE_MIN, flows);
+    assert_int_equal(gate_add_service(g, PORT, &parser_pgsql), 0);
+    w = (struct world){.seq = 1000, .in_block = true};
+    send_data(NULL, 0, false, TCP_SYN | TCP_ACK);
+    send_data(greeting, sizeof(greeting) - 1, false, TCP_ACK);
+    send_data(begin_, sizeof(begin_) - 1, false, TCP_ACK);
+    take_checkpoint();
+    gate_release(g, ++w.acked);
+    out(0);
+}
+
+static enum gate_verdict send_row(uint8_t flags)
+{
+    uint8_t f[160];
+    size_t n = segment(f, &w, flags);
+
+    return gate_send(g, f, n, 1);
+}
+
+/* R10: after each of these the flow is held, and never open again. */
+static void test_strict(void **state)
+{
+    enum { FRAGMENT, FIRST_FRAGMENT, FRAGMENT6, LYING, GAP, URGENT, MULTICAST, DATA_IN_SYN, WAYS };
+    uint8_t f[200];
+    size_t n;
+
+    (void)state;
+    for (unsigned way = 0; way < WAYS; way++) {
+        open_flow(4);
+        assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
+        if (way == GAP)
+            w.seq++;
+        n = segment(f, &w,
+                    way == URGENT        ? TCP_ACK | TCP_URG
+                    : way == DATA_IN_SYN ? TCP_ACK | TCP_SYN
+                                         : TCP_ACK);
+        if (way == FRAGMENT)
+            put_be16(f + ETH_HEADER + 6, 5);
+        if (way == FIRST_FRAGMENT)
+            put_be16(f + ETH_HEADER + 6, 0x2000);
+        if (way == LYING)
+            put_be16(f + ETH_HEADER + 2, 1500);
+        if (way == MULTICAST)
+            f[0] |= 1;
+        if (way == FRAGMENT6) {
+            n = put_addressed(f, 6, station,
+                              (const uint8_t *)"\xfe\x80\0\0\0\0\0\0\0\0\0\0\0\0\0\1", NULL, 0) +
+                16;
+            f[ETH_HEADER + 6] = 44;
+            memset(f + n - 16, 0, 16);
+            f[n - 16] = 6;
+        }
+        assert_int_equal(gate_send(g, f, n, 1), GATE_HELD);
+        w.in_block = false;
+        for (unsigned i = 0; i < 4; i++) {
+            assert_int_equal(send_row(TCP_ACK), GATE_HELD);
+            take_checkpoint();
+            gate_release(g, ++w.acked);
+            gate_pop(g, gate_peek(g, (struct iovec[16]){{0}}, 16), 1);
+        }
+        gate_free(g);
+    }
+    buffer_free(&net_state);
+}
+
+/* R9: a flood of new connections pushes no open one out, and the table stays as it is. */
+static void test_flood(void **state)
+{
+    struct gate_stats st;
+    uint8_t f[160];
+    size_t n;
+
+    (void)state;
+    open_flow(16);
+    for (unsigned i = 0; i < 20000; i++) {
+        n = put_tcp(f, 0, PORT, (uint16_t)(1 + i), i, TCP_SYN | TCP_ACK, NULL, 0);
+        gate_send(g, f, n, i);
+        if (i % 500 == 0) {
+            take_checkpoint();
+            gate_release(g, ++w.acked);
+            while ((n = gate_peek(g, (struct iovec[16]){{0}}, 16)) > 0)
+                gate_pop(g, (unsigned)n, i);
+            assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
+        }
+    }
+    gate_stats(g, 20000, &st);
+    assert_int_equal(st.flows.open, 1);
+    assert_true(st.flows.held + st.flows.open + st.flows.strict <= 16);
+    assert_true(st.flows.untracked > 10000);
+    gate_free(g);
+    buffer_free(&net_state);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_schedule),
         cmocka_unit_test(test_random_schedules),
+        cmocka_unit_test(test_strict),
+        cmocka_unit_test(test_flood),
     };
 
     return cmocka_run_group_tests_name("gate-model", tests, NULL, NULL);
