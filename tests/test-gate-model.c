@@ -563,6 +563,8 @@ static void test_strict(void **state)
             memset(f + n - 16, 0, 16);
             f[n - 16] = 6;
         }
+        if (way <= LYING) /* sent again as a whole: the stream has no gap */
+            w.seq -= sizeof(row) - 1;
         assert_int_equal(gate_send(g, f, n, 1), GATE_HELD);
         w.in_block = false;
         for (unsigned i = 0; i < 4; i++) {
