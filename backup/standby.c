@@ -409,8 +409,10 @@ static void announce(struct standby *s, const struct receiver_checkpoint *ck)
 {
     struct error err;
 
-    if (s->port->ops->activate(s->port, ck->net, ck->net_length, &err) < 0)
+    if (s->port->ops->activate(s->port, ck->net, ck->net_length, &err) < 0) {
         note(s, "takeover: the network was not told: %s", err.text);
+        s->port->ops->pass(s->port);
+    }
 }
 
 static void take_over(struct standby *s)

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What happens to the guest: live pre-copy, and the pause of a checkpoint. */
+#include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "common/cleanup.h"
@@ -77,7 +79,8 @@ static int capture(struct engine *e, struct checkpoint *ck, bool resume, uint64_
         e->holding = true;
     }
     if (e->port->ops->barrier(e->port, ck->epoch, &ck->net) < 0) {
-        error_set(err, "no memory for the network state");
+        error_set(err, "the packet port did not close epoch %" PRIu64 ": %s", ck->epoch,
+                  strerror(errno));
         goto out;
     }
     times[PHASE_BARRIER] = clock_ns();
