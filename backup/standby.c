@@ -575,6 +575,11 @@ static void find_active(struct standby *s)
     }
     if (strcmp(word, "ended") == 0)
         return;
+    if (!vm_platform(s->cfg->platform)->running(s->cfg)) {
+        note(s, "the VM was taken over here, and its process is gone: start it by its own means");
+        mark_active(s, "ended");
+        return;
+    }
     s->detector.state = DT_ACTIVE;
     if (open_port(s, &err) < 0)
         note(s, "active, but without network: %s", err.text);

@@ -12,6 +12,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "link.h"
+#include "urgent.h"
 
 #define CHECKED_HEADER 16 /* octets of the header that the checksum covers */
 
@@ -123,6 +124,8 @@ static void *beat(void *arg)
 {
     struct link *l = arg;
     SCOPED_LOCK(&l->beat_lock);
+
+    thread_urgent(true);
 
     while (!l->stopping) {
         uint64_t due = clock_ns() + l->heartbeat_ns;

@@ -14,6 +14,7 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
+#include "common/urgent.h"
 #include "protection-impl.h"
 
 #define CONNECT_NS NS_PER_S
