@@ -61,8 +61,8 @@ struct port_ops {
     /*
      * The backup has activated the replica: tell the network where the guest's addresses live now
      * (gratuitous ARP, unsolicited neighbour advertisement), several times over the next seconds,
-     * and pass. net_state: from the activated checkpoint; checked like anything from outside
-     * (R10).
+     * reset the connections that the checkpoint lists as open (netbuf/reset.h), and pass everything
+     * else. net_state: from the activated checkpoint; checked like anything from outside (R10).
      */
     int (*activate)(struct port *p, const uint8_t *net_state, size_t len, struct error *err);
 
