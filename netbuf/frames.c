@@ -30,6 +30,7 @@
 #include "announce.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/config.h"
 #include "gate.h"
 #include "port.h"
 #include "reset.h"
@@ -70,6 +71,7 @@ struct frames_port {
     struct sockaddr_un guest_address, port_address, tap_address;
     struct net_address fallback; /* announced when no address is known */
     bool has_fallback;
+    bool has_services;
     char warning[160];
 
     pthread_mutex_t lock; /* gate, up, announce_*, reset */
@@ -471,6 +473,13 @@ static void frames_stats(struct port *p, struct port_stats *stats)
         .full_ns = g.full_ns,
         .hold_p50_ns = g.hold_p50_ns,
         .hold_p99_ns = g.hold_p99_ns,
+        .has_flows = f->has_services,
+        .flows_held = g.flows.held,
+        .flows_open = g.flows.open,
+        .flows_strict = g.flows.strict,
+        .flows_lost = g.flows.lost,
+        .flows_untracked = g.flows.untracked,
+        .passed_frames = g.passed_frames,
     };
 }
 
@@ -653,6 +662,21 @@ static int set_fallback(struct frames_port *f, const char *mac, struct error *er
     return 0;
 }
 
+static int add_services(struct frames_port *f, const char *services, struct error *err)
+{
+    const char *at = services;
+    char protocol[16];
+    uint16_t port;
+    int rc;
+
+    while ((rc = config_next_service(&at, protocol, &port)) > 0)
+        if (strcmp(protocol, parser_pgsql.name) != 0 ||
+            gate_add_service(f->gate, port, &parser_pgsql) < 0)
+            break;
+    return rc == 0 ? 0 : error_set(err, "services '%s': want at most %d times pgsql:PORT", services,
+                                   CONFIG_SERVICES_MAX);
+}
+
 static void check_qlen(struct frames_port *f)
 {
     static const char path[] = "/proc/sys/net/unix/max_dgram_qlen";
@@ -704,7 +728,8 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
     pthread_mutex_init(&f->lock, NULL);
     check_qlen(f);
 
-    f->gate = gate_new(cfg->queue_bytes, 0);
+    f->has_services = cfg->services && *cfg->services;
+    f->gate = gate_new(cfg->queue_bytes, f->has_services ? NET_FLOWS_MAX : 0);
     if (!f->gate || batch_init(&f->up) < 0 || batch_init(&f->down) < 0) {
         error_set(err, "packet queue of %zu octets: %s", cfg->queue_bytes,
                   errno == EINVAL ? "too small" : strerror(errno));
@@ -715,7 +740,8 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
         error_set(err, "frames port: eventfd: %s", strerror(errno));
         goto fail;
     }
-    if (set_fallback(f, cfg->mac, err) < 0 ||
+    if ((f->has_services && add_services(f, cfg->services, err) < 0) ||
+        set_fallback(f, cfg->mac, err) < 0 ||
         set_address(&f->guest_address, cfg->guest_path, err) < 0 ||
         set_address(&f->port_address, cfg->port_path, err) < 0 || open_tap(f, cfg->tap, err) < 0 ||
         new_socket(&f->tx, err) < 0 || open_rx(f, err) < 0 || start_thread(f, err) < 0)

@@ -58,7 +58,7 @@ static int setup(void **state)
     n->guest = bound_socket(n->guest_path);
     n->sink = bound_socket(n->tap + 5);
     n->cfg = (struct frames_port_config){n->guest_path, n->port_path, n->tap, "02:00:00:00:00:09",
-                                         QUEUE};
+                                         QUEUE, "pgsql:5432"};
     *state = n;
     return 0;
 }
@@ -528,6 +528,9 @@ static void test_open_errors(void **state)
     n->cfg.port_path = "/nonexistent/port";
     expect_error(n,
                  "/nonexistent/port: cannot make the socket for the guest's frames: No such file");
+    n->cfg = good;
+    n->cfg.services = "pgsql:5432 gopher:70";
+    expect_error(n, "services 'pgsql:5432 gopher:70': want");
     n->cfg = good;
     open_port(n);
     expect_error(n, "another port is listening there");
