@@ -630,6 +630,7 @@ static int open_guest(struct protection *p, struct error *err)
  */
 static bool wait_for_guest(struct protection *p)
 {
+    bool protect = false;
     struct error err;
 
     while (open_guest(p, &err) < 0) {
@@ -645,9 +646,11 @@ static bool wait_for_guest(struct protection *p)
             request = take_request(p);
             if (request == REQUEST_STOP)
                 return false;
+            if (request != REQUEST_NONE)
+                protect = request == REQUEST_PROTECT;
         } while (request != REQUEST_PROTECT && clock_ns() < again);
-        EVENT(p, p->request = REQUEST_PROTECT);
     }
+    EVENT(p, if (protect && p->request == REQUEST_NONE) p->request = REQUEST_PROTECT);
     EVENT(p, p->ready = true);
     return true;
 }
