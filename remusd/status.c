@@ -120,7 +120,7 @@ static json_t *counters(const struct protection *p)
         (json_int_t)s->codec.bytes_in, "bytes_sent", (json_int_t)sent, "ratio",
         s->codec.bytes_out ? (double)s->codec.bytes_in / (double)s->codec.bytes_out : 0.0,
         "cache_hit_rate",
-        s->codec.lookups ? (double)s->codec.hits / (double)s->codec.lookups : 0.0, "cpu_share",
+        s->codec.bytes_in ? (double)s->codec.hits * PAGE_BYTES / (double)s->codec.bytes_in : 0.0, "cpu_share",
         life ? (double)s->encode_ns / (double)life : 0.0);
 }
 

@@ -30,10 +30,10 @@ int guest_write_initramfs(const char *path, const char *program)
     size_t len = in && data ? fread(data, 1, 8 << 20, in) : 0;
 
     if (len && out) {
-        cpio_entry(out, "dev", 0040755, 0, 0, NULL, 0);
-        cpio_entry(out, "dev/console", 0020600, 5, 1, NULL, 0);
+        cpio_entry(out, "dev", 0040755, 0, 0, "", 0);
+        cpio_entry(out, "dev/console", 0020600, 5, 1, "", 0);
         cpio_entry(out, "init", 0100755, 0, 0, data, len);
-        cpio_entry(out, "TRAILER!!!", 0, 0, 0, NULL, 0);
+        cpio_entry(out, "TRAILER!!!", 0, 0, 0, "", 0);
     }
     free(data);
     if (in)
@@ -45,10 +45,8 @@ struct vm_config guest_config(const char *run_dir, const char *initrd, const cha
 {
     static char *no_args[] = {NULL};
     const char *kernel = getenv("REMUS_TEST_KERNEL");
-
-    mkdir(run_dir, 0700);
-    return (struct vm_config){
-        .name = "guest", .run_dir = (char *)run_dir,
+    struct vm_config cfg = {
+        .run_dir = (char *)run_dir,
         .platform = (char *)"qemu", .memory_bytes = 128 << 20, .cpus = 1,
         .tracker = (char *)"auto", .tap = (char *)"", .mac = (char *)"52:54:00:00:00:09",
         .qemu = (char *)"qemu-system-x86_64", .accelerator = (char *)"tcg",
@@ -56,6 +54,10 @@ struct vm_config guest_config(const char *run_dir, const char *initrd, const cha
         .append = (char *)append,
         .machine_state = (char *)"devices", .qemu_args = no_args,
     };
+
+    snprintf(cfg.name, sizeof(cfg.name), "guest-%d", (int)getpid());
+    mkdir(run_dir, 0700);
+    return cfg;
 }
 
 int guest_count(const struct vm_config *cfg)

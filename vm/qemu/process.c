@@ -401,9 +401,9 @@ void qemu_kill(struct qemu *qemu)
 
 void qemu_close(struct qemu *qemu)
 {
-    bool ended = qemu->qmp && (qmp_events(qemu->qmp)->shut_down || qmp_events(qemu->qmp)->failed);
+    bool ends = qemu->qmp && qemu->pidfd >= 0 && qemu_health(qemu) != VM_ALIVE;
 
-    if (qemu->pidfd >= 0 && has_exited(qemu, ended ? EXIT_MS : 0))
+    if (qemu->pidfd >= 0 && has_exited(qemu, ends ? EXIT_MS : 0))
         remove_files(qemu);
     if (qemu->memory)
         munmap(qemu->memory, qemu->memory_bytes);
