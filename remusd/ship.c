@@ -12,12 +12,89 @@
 #include "common/wire.h"
 #include "engine.h"
 
+#define SYNC_OCTETS (1u << 20) /* of disk blocks in one record */
+
 /* What the next END will say; covers every page since the END before. */
 struct digest {
     XXH3_state_t hash;
     uint64_t pages;
     uint64_t epoch; /* of the last block */
 };
+
+/* What the next DISK_END will say, likewise. */
+struct disk_digest {
+    XXH3_state_t hash;
+    uint64_t length;
+    uint64_t next;  /* epoch of the next END */
+    bool direct;    /* synchronising: no record of that epoch was sent yet, and the backup holds nothing */
+    struct buffer sync;
+};
+
+static int send_entries(struct engine *e, struct disk_digest *dd, const void *entries, size_t length)
+{
+    struct iovec iov = {(void *)entries, length};
+
+    XXH3_64bits_update(&dd->hash, entries, length);
+    dd->length += length;
+    return link_send(e->link, PROTO_DISK, dd->direct ? 0 : dd->next, &iov, 1);
+}
+
+/* The changes up to the barrier of the next epoch; when that has not come, those that are there. */
+static int send_changes(struct engine *e, struct disk_digest *dd)
+{
+    const uint8_t *entries;
+    size_t length;
+
+    while ((length = disk_take(e->disk, dd->next, PROTO_BODY_MAX, &entries)) > 0) {
+        if (send_entries(e, dd, entries, length) < 0)
+            return -1;
+        disk_done(e->disk, length);
+    }
+    return 0;
+}
+
+/* While no checkpoint waits to be sent: changes early, so that the queue does not fill, and blocks to synchronise. */
+static int send_early(struct engine *e, struct disk_digest *dd)
+{
+    struct disk_sync sync;
+    struct error err;
+    int more;
+
+    disk_sync_state(e->disk, &sync);
+    if (send_changes(e, dd) < 0)
+        return -1;
+    if (sync.done)
+        return 0;
+    buffer_clear(&dd->sync);
+    more = disk_sync_next(e->disk, &dd->sync, SYNC_OCTETS, &err);
+    if (more < 0) {
+        engine_end_link(e, LINK_LOST, "%s", err.text);
+        return -1;
+    }
+    if (dd->sync.len && send_entries(e, dd, dd->sync.data, dd->sync.len) < 0)
+        return -1;
+    if (!more) {
+        SCOPED_LOCK(&e->lock);
+        pthread_cond_broadcast(&e->changed);
+    }
+    return 0;
+}
+
+static int send_disk_end(struct engine *e, struct disk_digest *dd)
+{
+    struct proto_disk_end end;
+    uint8_t body[PROTO_SMALL_MAX];
+    struct iovec iov = {.iov_base = body};
+
+    if (send_changes(e, dd) < 0)
+        return -1;
+    end = (struct proto_disk_end){disk_end(e->disk, dd->next), dd->length,
+                                  XXH3_64bits_digest(&dd->hash)};
+    iov.iov_len = proto_put_disk_end(body, &end);
+    XXH3_64bits_reset(&dd->hash);
+    dd->length = 0;
+    return link_send(e->link, PROTO_DISK_END, dd->next, &iov, 1);
+}
 
 static int send_pages(struct engine *e, struct digest *d, const struct staging_run *run)
 {
@@ -98,13 +175,31 @@ void *engine_ship(void *engine)
 {
     struct engine *e = engine;
     struct digest d = {.pages = 0};
+    struct disk_digest dd = {.next = e->taken_before + 1, .direct = e->disk_direct};
     struct staging_run run;
 
     XXH3_64bits_reset(&d.hash);
+    XXH3_64bits_reset(&dd.hash);
+    if (e->disk)
+        staging_poke(e->staging);
     while (staging_take(e->staging, PAGE_BLOCK_MAX, &run)) {
         const struct checkpoint *ck = &e->inflight[run.epoch % PACER_IN_FLIGHT];
-        int rc = run.count ? send_pages(e, &d, &run) : send_end(e, &d, ck);
+        int rc;
 
+        if (run.epoch)
+            dd.direct = false;
+        if (run.poked)
+            rc = send_early(e, &dd);
+        else if (run.count)
+            rc = send_pages(e, &d, &run);
+        else if (e->disk && send_disk_end(e, &dd) < 0)
+            rc = -1;
+        else
+            rc = send_end(e, &d, ck);
+        if (rc == 0 && !run.poked && run.count == 0)
+            dd.next = run.epoch + 1;
+        if (rc == 0 && e->disk && disk_busy(e->disk))
+            staging_poke(e->staging);
         if (rc < 0) {
             engine_end_link(e, LINK_LOST, "sending to %s: %s", link_peer(e->link),
                             strerror(errno));
@@ -112,5 +207,6 @@ void *engine_ship(void *engine)
         }
         staging_done(e->staging, &run);
     }
+    buffer_free(&dd.sync);
     return NULL;
 }
