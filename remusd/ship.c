@@ -39,32 +39,35 @@ static int send_entries(struct engine *e, struct disk_digest *dd, const void *en
     return link_send(e->link, PROTO_DISK, dd->direct ? 0 : dd->next, &iov, 1);
 }
 
-/* The changes up to the barrier of the next epoch; when that has not come, those that are there. */
+/* The changes up to the barrier of the next epoch; when that has not come, those that are there.  1: there were any. */
 static int send_changes(struct engine *e, struct disk_digest *dd)
 {
     const uint8_t *entries;
     size_t length;
+    int any = 0;
 
     while ((length = disk_take(e->disk, dd->next, PROTO_BODY_MAX, &entries)) > 0) {
         if (send_entries(e, dd, entries, length) < 0)
             return -1;
         disk_done(e->disk, length);
+        any = 1;
     }
-    return 0;
+    return any;
 }
 
-/* While no checkpoint waits to be sent: changes early, so that the queue does not fill, and blocks to synchronise. */
+/*
+ * While no checkpoint waits to be sent: changes early, so that the queue does not fill, and blocks to synchronise.
+ * 1: there was something, and may be more.
+ */
 static int send_early(struct engine *e, struct disk_digest *dd)
 {
     struct disk_sync sync;
     struct error err;
-    int more;
+    int any = send_changes(e, dd), more;
 
     disk_sync_state(e->disk, &sync);
-    if (send_changes(e, dd) < 0)
-        return -1;
-    if (sync.done)
-        return 0;
+    if (any < 0 || sync.done)
+        return any;
     buffer_clear(&dd->sync);
     more = disk_sync_next(e->disk, &dd->sync, SYNC_OCTETS, &err);
     if (more < 0) {
@@ -77,7 +80,7 @@ static int send_early(struct engine *e, struct disk_digest *dd)
         SCOPED_LOCK(&e->lock);
         pthread_cond_broadcast(&e->changed);
     }
-    return 0;
+    return 1;
 }
 
 static int send_disk_end(struct engine *e, struct disk_digest *dd)
@@ -184,12 +187,12 @@ void *engine_ship(void *engine)
         staging_poke(e->staging);
     while (staging_take(e->staging, PAGE_BLOCK_MAX, &run)) {
         const struct checkpoint *ck = &e->inflight[run.epoch % PACER_IN_FLIGHT];
-        int rc;
+        int rc, any = 1;
 
         if (run.epoch)
             dd.direct = false;
         if (run.poked)
-            rc = send_early(e, &dd);
+            rc = any = send_early(e, &dd);
         else if (run.count)
             rc = send_pages(e, &d, &run);
         else if (e->disk && send_disk_end(e, &dd) < 0)
@@ -198,7 +201,7 @@ void *engine_ship(void *engine)
             rc = send_end(e, &d, ck);
         if (rc == 0 && !run.poked && run.count == 0)
             dd.next = run.epoch + 1;
-        if (rc == 0 && e->disk && disk_busy(e->disk))
+        if (e->disk && any > 0 && disk_busy(e->disk)) /* else the next END, or the queue, brings us here again */
             staging_poke(e->staging);
         if (rc < 0) {
             engine_end_link(e, LINK_LOST, "sending to %s: %s", link_peer(e->link),

@@ -155,7 +155,7 @@ bool staging_take(struct staging *s, size_t max, struct staging_run *run)
         pthread_cond_wait(&s->changed, &s->lock);
     if (s->aborted)
         return false;
-    if (s->poked) {
+    if (s->head == s->tail && s->end_count == 0) {
         *run = (struct staging_run){.poked = true};
         s->poked = false;
         return true;

@@ -58,7 +58,7 @@ struct staging_run {
     const uint64_t *pfns; /* ascending: two rounds of live pre-copy never share a run */
     const uint8_t *pages; /* contiguous */
     size_t count;         /* 0: the epoch is complete, send its end */
-    bool poked;           /* nothing of the above: staging_poke was called */
+    bool poked;           /* there is nothing, and staging_poke was called */
 };
 
 /* Waits for the next run of at most `max` pages.  False when aborted. */
