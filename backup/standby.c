@@ -45,6 +45,7 @@ struct view {
     bool has_disks;
     struct journal_stats disks;
     char last_error[512];
+    uint64_t last_error_at;
 };
 
 struct standby {
@@ -86,6 +87,7 @@ static void note(struct standby *s, const char *fmt, ...)
     if (strcmp(text, s->view.last_error) != 0)
         log_warning(s->cfg->name, "%s", text);
     memcpy(s->view.last_error, text, sizeof(text));
+    s->view.last_error_at = clock_ns();
 }
 
 /*
@@ -422,7 +424,7 @@ static int handle(struct standby *s, const struct record *rec, struct error *err
         drop_replica(s);
         return 0;
     case PROTO_HANDOVER:
-        if (rec->epoch == 0 || rec->epoch != held_checkpoint(s).epoch)
+        if (rec->epoch == 0 || rec->epoch > held_checkpoint(s).epoch)
             return error_set(err, "handover of checkpoint %" PRIu64 ", but %" PRIu64 " is held",
                              rec->epoch, held_checkpoint(s).epoch);
         s->handover = true;
@@ -475,8 +477,10 @@ static void announce(struct standby *s, const struct receiver_checkpoint *ck)
 {
     struct error err;
 
-    if (s->port->ops->activate(s->port, ck->net, ck->net_length, &err) < 0)
+    if (s->port->ops->activate(s->port, ck->net, ck->net_length, &err) < 0) {
         note(s, "takeover: the network was not told: %s", err.text);
+        s->port->ops->pass(s->port);
+    }
 }
 
 /* R5: all that the checkpoint has of the disks is in the images, and they are the valid ones, before the guest runs. */
@@ -673,6 +677,11 @@ static void find_active(struct standby *s)
     }
     if (strcmp(word, "ended") == 0)
         return;
+    if (!vm_platform(s->cfg->platform)->running(s->cfg)) {
+        note(s, "the VM was taken over here, and its process is gone: start it by its own means");
+        mark_active(s, "ended");
+        return;
+    }
     s->detector.state = DT_ACTIVE;
     if (open_port(s, &err) < 0)
         note(s, "active, but without network: %s", err.text);
@@ -876,6 +885,9 @@ json_t *standby_status(struct standby *s)
                                            : json_string("none"));
     json_object_set_new(o, "last_error",
                         v.last_error[0] ? json_string(v.last_error) : json_null());
+    json_object_set_new(o, "last_error_s",
+                        v.last_error[0] ? json_real((double)(now - v.last_error_at) / 1e9)
+                                        : json_null());
     json_object_set_new(o, "advice", todo ? json_string(todo) : json_null());
     return o;
 }

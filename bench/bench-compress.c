@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * remus-bench compress: replays a trace through every codec, each on the same pages in the same order, one core.
+ * remus-bench compress: replays a trace through every codec, each on the same pages in the same
+ * order, one core.
  *
- * Each epoch's pages are copied to a staging buffer, encoded (timed), decoded (timed) against the replica's
- * memory, compared with what went in, and applied to the replica.  A codec's times are the median of the rounds.
+ * Each epoch's pages are copied to a staging buffer, encoded (timed), decoded (timed) against the
+ * replica's memory, compared with what went in, and applied to the replica.  A codec's times are
+ * the median of the rounds.
  *
- * Base pages are the replica's memory before the first epoch.  All caches are loaded with them in the order of
- * the file, by the codec's own encoder, untimed and uncounted: as the pre-copy of a protection would.
- * With --no-base all caches begin empty.
+ * Base pages are the replica's memory before the first epoch.  All caches are loaded with them in
+ * the order of the file, by the codec's own encoder, untimed and uncounted: as the pre-copy of a
+ * protection would. With --no-base all caches begin empty.
  */
 #include <errno.h>
 #include <getopt.h>
@@ -61,7 +63,8 @@ size_t codec_bound(size_t n)
 
 static void *map(size_t len)
 {
-    void *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void *p =
+        mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     return p == MAP_FAILED ? NULL : p;
 }
@@ -106,7 +109,8 @@ static int replay_pages(struct replay *r, const struct codec_ops *ops, void *sta
     return 0;
 }
 
-static int replay_round(struct replay *r, const struct codec_ops *ops, struct result *result, int round)
+static int replay_round(struct replay *r, const struct codec_ops *ops, struct result *result,
+                        int round)
 {
     const struct trace *t = r->trace;
     void *state = ops->create(ops, &r->config);
@@ -146,8 +150,8 @@ static double per_page(uint64_t *ns, int rounds, size_t pages)
     return (double)ns[rounds / 2] / (double)pages;
 }
 
-static void print(const struct codec_ops *ops, struct result *result, const struct trace *t, int rounds,
-                  bool json)
+static void print(const struct codec_ops *ops, struct result *result, const struct trace *t,
+                  int rounds, bool json)
 {
     double encode = per_page(result->encode_ns, rounds, t->changes);
     double decode = per_page(result->decode_ns, rounds, t->changes);
@@ -158,7 +162,8 @@ static void print(const struct codec_ops *ops, struct result *result, const stru
                ", \"encode_ns_per_page\": %.1f, \"decode_ns_per_page\": %.1f, \"ratio\": %.2f}\n",
                ops->name, t->changes, result->bytes, encode, decode, ratio);
     else
-        printf("%-12s %9zu pages %12" PRIu64 " bytes  ratio %6.2f  encode %7.1f ns  decode %7.1f ns\n",
+        printf("%-12s %9zu pages %12" PRIu64
+               " bytes  ratio %6.2f  encode %7.1f ns  decode %7.1f ns\n",
                ops->name, t->changes, result->bytes, ratio, encode, decode);
 }
 
@@ -207,13 +212,15 @@ int bench_compress(int argc, char **argv)
     static const struct option options[] = {
         {"trace", required_argument, NULL, 't'},  {"json", no_argument, NULL, 'j'},
         {"cache", required_argument, NULL, 'c'},  {"rounds", required_argument, NULL, 'r'},
-        {"codec", required_argument, NULL, 'o'},  {"no-base", no_argument, NULL, 'n'}, {0}};
+        {"codec", required_argument, NULL, 'o'},  {"no-base", no_argument, NULL, 'n'},
+        {"random", required_argument, NULL, 'a'}, {0}};
     const char *path = NULL, *only = NULL;
     bool json = false, base = true;
     uint64_t cache_mib = 32;
+    size_t random = 0;
     struct trace trace;
     struct error err;
-    int c, rounds = 3, rc;
+    int c, rounds = 5, rc;
 
     while ((c = getopt_long(argc, argv, "", options, NULL)) != -1)
         switch (c) {
@@ -232,19 +239,24 @@ int bench_compress(int argc, char **argv)
         case 'o':
             only = optarg;
             break;
+        case 'a':
+            random = strtoull(optarg, NULL, 10);
+            break;
         case 'n':
             base = false;
             break;
         default:
             return 2;
         }
-    if (!path || optind != argc || rounds < 1 || rounds > ROUNDS_MAX || cache_mib < 1 ||
-        cache_mib > 1 << 20) {
-        fprintf(stderr, "usage: %s --trace FILE [--json] [--cache MIB] [--rounds N] [--codec NAME] "
-                "[--no-base]\n", argv[0]);
+    if (!path == !random || random > 1 << 24 || optind != argc || rounds < 1 ||
+        rounds > ROUNDS_MAX || cache_mib < 1 || cache_mib > 1 << 20) {
+        fprintf(stderr,
+                "usage: %s (--trace FILE | --random PAGES) [--json] [--cache MIB] [--rounds N] "
+                "[--codec NAME] [--no-base]\n",
+                argv[0]);
         return 2;
     }
-    if (trace_open(&trace, path, &err) < 0) {
+    if ((path ? trace_open(&trace, path, &err) : trace_random(&trace, random, &err)) < 0) {
         fprintf(stderr, "%s: %s\n", argv[0], err.text);
         return 1;
     }

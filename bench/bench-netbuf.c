@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What holding packets costs: the gate alone, and the frames port with a guest process that sends
- * as fast as it can into a tap of a network namespace of its own, 25 ms an epoch, each released
- * when the next one closes. JSON lines; ns_per_frame is processor time, of one core.
+ * What holding packets costs: the gate alone, strict and with commit protection; and the frames
+ * port with a guest process that sends as fast as it can into a tap of a network namespace of its
+ * own, 25 ms an epoch, each released when the next one closes. JSON lines; ns_per_frame is
+ * processor time, of one core.
  */
 #include <errno.h>
 #include <sched.h>
@@ -39,7 +40,8 @@ static uint64_t cpu_ns(void)
 static int bench_gate(size_t len)
 {
     enum { EPOCH = 4000, EPOCHS = 250 };
-    struct gate *g = gate_new(QUEUE);
+    struct gate *g = gate_new(QUEUE, 0);
+    struct buffer b = {0};
     struct iovec v[32];
     uint64_t start = cpu_ns(), spent;
     unsigned n;
@@ -49,7 +51,8 @@ static int bench_gate(size_t len)
     for (uint64_t e = 1; e <= EPOCHS; e++) {
         for (unsigned i = 0; i < EPOCH; i++)
             gate_send(g, frame, len, e);
-        gate_barrier(g, e);
+        buffer_clear(&b);
+        gate_barrier(g, e, &b);
         gate_release(g, e);
         while ((n = gate_peek(g, v, 32)) > 0)
             gate_pop(g, n, e);
@@ -57,6 +60,70 @@ static int bench_gate(size_t len)
     spent = cpu_ns() - start;
     printf("{\"case\": \"gate\", \"octets\": %zu, \"ns_per_frame\": %.0f}\n", len,
            (double)spent / (EPOCH * EPOCHS));
+    buffer_free(&b);
+    gate_free(g);
+    return 0;
+}
+
+/* A small segment of connection `port`, from 10.0.0.1:5432 to 10.0.0.2. */
+static size_t put_segment(uint8_t *f, unsigned port, uint32_t seq, uint8_t flags, const void *data,
+                          size_t len)
+{
+    static const uint8_t head[34] = {2, 0, 0, 0, 0, 9,  2, 0, 0, 0,  0, 1, 8, 0,  0x45, 0, 0,
+                                     0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0,    0, 2};
+
+    memcpy(f, head, sizeof(head));
+    memset(f + 34, 0, 20);
+    put_be16(f + 16, (uint16_t)(40 + len));
+    put_be16(f + 34, 5432);
+    put_be16(f + 36, (uint16_t)port);
+    put_be32(f + 38, seq);
+    f[46] = 0x50;
+    f[47] = flags;
+    memcpy(f + 54, data, len);
+    return 54 + len;
+}
+
+/* Rows of transactions of 1,000 connections, all open: flow table, TCP, parser, short queue. */
+static int bench_flows(void)
+{
+    enum { CONNS = 1000, ROUNDS = 1000 };
+    static const char hello[] = "R\0\0\0\x8\0\0\0\0Z\0\0\0\5IC\0\0\0\x0a"
+                                "BEGIN\0Z\0\0\0\5T";
+    static const char row[] = "D\0\0\0\x0b\0\1\0\0\0\1x";
+    struct gate *g = gate_new(QUEUE, CONNS);
+    struct gate_stats stats;
+    struct buffer b = {0};
+    struct iovec v[32];
+    uint32_t seq = 1 + sizeof(hello) - 1;
+    uint64_t start, spent;
+    uint8_t f[200];
+    unsigned n;
+
+    if (!g || gate_add_service(g, 5432, &parser_pgsql) < 0)
+        return 1;
+    for (unsigned i = 0; i < CONNS; i++) {
+        gate_send(g, f, put_segment(f, 10000 + i, 0, TCP_SYN | TCP_ACK, NULL, 0), 1);
+        gate_send(g, f, put_segment(f, 10000 + i, 1, TCP_ACK, hello, sizeof(hello) - 1), 1);
+    }
+    gate_barrier(g, 1, &b);
+    gate_release(g, 1);
+    while ((n = gate_peek(g, v, 32)) > 0)
+        gate_pop(g, n, 1);
+    start = cpu_ns();
+    for (unsigned k = 0; k < ROUNDS; k++, seq += sizeof(row) - 1)
+        for (unsigned i = 0; i < CONNS; i++) {
+            gate_send(g, f, put_segment(f, 10000 + i, seq, TCP_ACK, row, sizeof(row) - 1), 1);
+            if (i % 32 == 31 || i == CONNS - 1)
+                gate_pop(g, gate_peek(g, v, 32), 1);
+        }
+    spent = cpu_ns() - start;
+    gate_stats(g, 1, &stats);
+    printf(
+        "{\"case\": \"gate-pgsql\", \"octets\": %zu, \"ns_per_frame\": %.0f, \"passed\": %.3f}\n",
+        54 + sizeof(row) - 1, (double)spent / (CONNS * ROUNDS),
+        (double)stats.passed_frames / (CONNS * ROUNDS));
+    buffer_free(&b);
     gate_free(g);
     return 0;
 }
@@ -151,6 +218,8 @@ int bench_netbuf(int argc, char **argv)
     for (unsigned i = 0; i < 2; i++)
         if (bench_gate(octets[i]))
             return 1;
+    if (bench_flows())
+        return 1;
     if (unshare(CLONE_NEWNET) < 0) {
         fprintf(stderr, "%s: a network namespace: %s; run as root for the frames port's figures\n",
                 argv[0], strerror(errno));

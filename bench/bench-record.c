@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * remus-bench record: compares a memory with a shadow of it at each interval and writes what changed as a trace.  The
- * memory is a guest's RAM file (--ram) or a System V segment, PostgreSQL's with shared_memory_type=sysv (--shm).
+ * remus-bench record: compares a memory with a shadow of it at each interval and writes what
+ * changed as a trace.  The memory is a guest's RAM file (--ram) or a System V segment, PostgreSQL's
+ * with shared_memory_type=sysv (--shm).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -112,8 +113,8 @@ static int record(const uint8_t *memory, size_t pages, const char *output, unsig
     }
     if (fclose(out) != 0 || changed < 0)
         return error_set(err, "%s: %s", output, strerror(errno));
-    fprintf(stderr, "%s: %" PRIu32 " epochs in %.1f s, %.1f changed pages an epoch\n", output, epoch,
-            (double)(clock_ns() - start) / 1e9, epoch ? (double)total / epoch : 0.0);
+    fprintf(stderr, "%s: %" PRIu32 " epochs in %.1f s, %.1f changed pages an epoch\n", output,
+            epoch, (double)(clock_ns() - start) / 1e9, epoch ? (double)total / epoch : 0.0);
     return 0;
 }
 
@@ -151,7 +152,8 @@ int bench_record(int argc, char **argv)
             return 2;
         }
     if (!ram == !shm || !output || !seconds || !interval || optind != argc) {
-        fprintf(stderr, "usage: %s (--ram FILE | --shm ID) --output FILE [--seconds S] [--interval MS]\n",
+        fprintf(stderr,
+                "usage: %s (--ram FILE | --shm ID) --output FILE [--seconds S] [--interval MS]\n",
                 argv[0]);
         return 2;
     }

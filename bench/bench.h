@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * remus-bench VERB ...: one file a verb (bench-VERB.c), each with its line in the table of remus-bench.c.
- * A verb is handed its own arguments with argv[0] = "remus-bench VERB", and returns the exit status:
- * 0, 1 (failed, the reason is on stderr) or 2 (wrong usage).
+ * remus-bench VERB ...: one file a verb (bench-VERB.c), each with its line in the table of remus-
+ * bench.c. A verb is handed its own arguments with argv[0] = "remus-bench VERB", and returns the
+ * exit status: 0, 1 (failed, the reason is on stderr) or 2 (wrong usage).
  */
 #ifndef REMUS_BENCH_H
 #define REMUS_BENCH_H
@@ -13,6 +13,7 @@ struct bench_verb {
 };
 
 int bench_compress(int argc, char **argv);
+int bench_epoch(int argc, char **argv);
 int bench_record(int argc, char **argv);
 int bench_netbuf(int argc, char **argv);
 

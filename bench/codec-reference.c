@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The codecs that the page codec is compared with, written from their published descriptions.  Each has the same cache
- * (LRU, compress/page-cache.h) and the same two fields before a page: kind and pfn as in the page codec's
- * entries, and a u16 length.
+ * The codecs that the page codec is compared with, written from their published descriptions.  Each
+ * has the same cache (LRU, compress/page-cache.h) and the same two fields before a page: kind and
+ * pfn as in the page codec's entries, and a u16 length.
  *
- * xbzrle     QEMU's docs/xbzrle.txt: zero runs and other runs of new XOR old at byte granularity, each run's length a
- *            ULEB128, non-zero runs followed by the new bytes; trailing zero run left out.
+ * xbzrle     QEMU's docs/xbzrle.txt: runs of equal and of other bytes, each run's length a
+ *            ULEB128, the others followed by the new bytes; a trailing equal run is left out.
  *            A page without a copy, or one that would grow, is sent as it is.
- * remus2011  RemusDB (PVLDB 4(11), 2011, section 4) as Xen carried it until 2019 (xc_compression): runs of changed
- *            and of unchanged 32-bit words; a run's header is one byte, bit 7 for "skip", then up
- *            to 127 words.  A page without a copy, or one that would grow, is sent as it is.
+ * remus2011  RemusDB (PVLDB 4(11), 2011, section 4) as Xen carried it until 2019
+ *            (xc_compression): runs of changed and of unchanged 32-bit words; a run's header is one
+ *            byte, bit 7 for "skip", then up to 127 words.  A page without a copy, or one
+ *            that would grow, is sent as it is.
  * lz4        LZ4_compress_default of each page.
  * xorlz4     LZ4_compress_default of new XOR old, of the page itself without a copy.
  */
@@ -75,8 +76,8 @@ static const uint8_t *get_varint(const uint8_t *p, uint64_t *v)
     return p;
 }
 
-static size_t reference_encode(void *state, const uint64_t *pfns, const uint8_t *const *pages, size_t n,
-                               uint8_t *out)
+static size_t reference_encode(void *state, const uint64_t *pfns, const uint8_t *const *pages,
+                               size_t n, uint8_t *out)
 {
     struct reference *r = state;
     uint64_t next = 0;
@@ -90,7 +91,6 @@ static size_t reference_encode(void *state, const uint64_t *pfns, const uint8_t 
         size_t len;
         int kind = r->ops->page_encode(pages[i], copy && found ? copy : NULL, head + 2, &len);
 
-        out[0] |= 0;
         put_varint(out, (pfns[i] - next) << 2 | (unsigned)kind);
         head[0] = (uint8_t)len;
         head[1] = (uint8_t)(len >> 8);
@@ -159,13 +159,40 @@ static int lz4_decode(int kind, const uint8_t *in, size_t len, const uint8_t *ol
     return LZ4_decompress_safe((const char *)in, (char *)page, (int)len, PAGE) == PAGE ? 0 : -1;
 }
 
-#ifdef __x86_64__
-__attribute__((target_clones("default", "avx2", "avx512f"), optimize("O3")))
-#endif
-static void xor_pages(uint8_t *restrict out, const uint8_t *restrict a, const uint8_t *restrict b)
+static inline __attribute__((always_inline)) void
+xor_loop(uint8_t *restrict out, const uint8_t *restrict a, const uint8_t *restrict b)
 {
     for (int i = 0; i < PAGE; i++)
         out[i] = a[i] ^ b[i];
+}
+
+#ifdef __x86_64__
+__attribute__((target("avx512f"))) static void xor_avx512(uint8_t *out, const uint8_t *a,
+                                                          const uint8_t *b)
+{
+    xor_loop(out, a, b);
+}
+
+__attribute__((target("avx2"))) static void xor_avx2(uint8_t *out, const uint8_t *a,
+                                                     const uint8_t *b)
+{
+    xor_loop(out, a, b);
+}
+#endif
+
+static void xor_pages(uint8_t *out, const uint8_t *a, const uint8_t *b)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx512f")) {
+        xor_avx512(out, a, b);
+        return;
+    }
+    if (__builtin_cpu_supports("avx2")) {
+        xor_avx2(out, a, b);
+        return;
+    }
+#endif
+    xor_loop(out, a, b);
 }
 
 static int xorlz4_encode(const uint8_t *page, const uint8_t *old, uint8_t *out, size_t *len)
@@ -325,7 +352,8 @@ static int remus2011_encode(const uint8_t *page, const uint8_t *old, uint8_t *ou
     return *len ? KIND_DELTA : KIND_SAME;
 }
 
-static int remus2011_decode(int kind, const uint8_t *in, size_t len, const uint8_t *old, uint8_t *page)
+static int remus2011_decode(int kind, const uint8_t *in, size_t len, const uint8_t *old,
+                            uint8_t *page)
 {
     const uint8_t *end = in + len;
     size_t at = 0;

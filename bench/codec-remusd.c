@@ -44,8 +44,8 @@ static void *remusd_create(const struct codec_ops *ops, const struct codec_confi
 }
 
 /* Blocks, each behind its length. */
-static size_t remusd_encode(void *state, const uint64_t *pfns, const uint8_t *const *pages, size_t n,
-                            uint8_t *out)
+static size_t remusd_encode(void *state, const uint64_t *pfns, const uint8_t *const *pages,
+                            size_t n, uint8_t *out)
 {
     struct remusd *r = state;
     uint8_t *start = out;
@@ -56,7 +56,8 @@ static size_t remusd_encode(void *state, const uint64_t *pfns, const uint8_t *co
         ssize_t got;
 
         some = n - i < PAGE_BLOCK_MAX ? n - i : PAGE_BLOCK_MAX;
-        got = page_encode(r->enc, pfns + i, pages + i, some, out + sizeof(len), page_block_bound(some));
+        got = page_encode(r->enc, pfns + i, pages + i, some, out + sizeof(len),
+                          page_block_bound(some));
         if (got < 0)
             abort();
         len = (uint32_t)got;
@@ -90,7 +91,9 @@ static int remusd_decode(void *state, const uint8_t *in, size_t len, const uint8
     return done == n ? 0 : -1;
 }
 
-#define REMUSD_OPS .create = remusd_create, .destroy = remusd_destroy, .encode = remusd_encode, .decode = remusd_decode
+#define REMUSD_OPS                                                                                 \
+    .create = remusd_create, .destroy = remusd_destroy, .encode = remusd_encode,                   \
+    .decode = remusd_decode
 
 const struct codec_ops codec_remusd = {.name = "remusd", REMUSD_OPS};
 const struct codec_ops codec_remusd_zstd = {.name = "remusd-zstd", REMUSD_OPS};

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * What `remus-bench compress` measures: codecs behind one table.  An epoch's pages go in with ascending pfns, one
- * buffer comes out; the decoder is handed the replica's memory as of the epoch before and fills `pages`
- * in the same order.
+ * What `remus-bench compress` measures: codecs behind one table.  An epoch's pages go in with
+ * ascending pfns, one buffer comes out; the decoder is handed the replica's memory as of the epoch
+ * before and fills `pages` in the same order.
  */
 #ifndef REMUS_BENCH_CODEC_H
 #define REMUS_BENCH_CODEC_H
@@ -25,7 +25,10 @@ struct codec_ops {
     /* Returns 0, or -1 when it cannot be decoded. */
     int (*decode)(void *state, const uint8_t *in, size_t len, const uint8_t *memory, uint64_t *pfns,
                   uint8_t *pages, size_t n);
-    /* One page against its old copy (NULL: none): its kind and its length in *len.  References only. */
+    /*
+     * One page against its old copy (NULL: none): its kind and its length in *len.  References
+     * only.
+     */
     int (*page_encode)(const uint8_t *page, const uint8_t *old, uint8_t *out, size_t *len);
     int (*page_decode)(int kind, const uint8_t *in, size_t len, const uint8_t *old, uint8_t *page);
 };

@@ -5,8 +5,14 @@
 #include "bench/bench.h"
 
 static const struct bench_verb verbs[] = {
-    {"compress", "--trace FILE [--json] [--cache MIB] [--rounds N] [--codec NAME] [--no-base]",
-     "replay a page trace through the page codec and the codecs it is compared with", bench_compress},
+    {"compress",
+     "(--trace FILE | --random PAGES) [--json] [--cache MIB] [--rounds N] [--codec NAME] "
+     "[--no-base]",
+     "replay a page trace through the page codec and the codecs it is compared with",
+     bench_compress},
+    {"epoch", "[--json] [--kernel FILE --guest FILE]",
+     "what a checkpoint costs the guest, by phase; with a kernel also on a QEMU guest", bench_epoch},
+    {"netbuf", "[--json]", "what holding packets costs", bench_netbuf},
     {"record", "(--ram FILE | --shm ID) --output FILE [--seconds S] [--interval MS]",
      "record the pages that change in a mapped memory as a page trace", bench_record},
 };

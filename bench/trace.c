@@ -72,7 +72,8 @@ static size_t unique(struct trace_page *pages, size_t n, bool keep_last)
     size_t kept = 0;
 
     for (size_t i = 0; i < n; i++) {
-        if (kept && pages[kept - 1].pfn == pages[i].pfn && pages[kept - 1].epoch == pages[i].epoch) {
+        if (kept && pages[kept - 1].pfn == pages[i].pfn &&
+            pages[kept - 1].epoch == pages[i].epoch) {
             if (keep_last)
                 pages[kept - 1] = pages[i];
             continue;
@@ -177,10 +178,42 @@ int trace_open(struct trace *t, const char *path, struct error *err)
     return 0;
 }
 
+int trace_random(struct trace *t, size_t pages, struct error *err)
+{
+    uint64_t seed = 1;
+    void *map;
+
+    memset(t, 0, sizeof(*t));
+    t->count = pages;
+    map = mmap(NULL, pages * sizeof(*t->records), PROT_READ | PROT_WRITE,
+               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED)
+        return error_set(err, "%zu random pages: %s", pages, strerror(errno));
+    t->records = map;
+    for (size_t i = 0; i < pages; i++) {
+        uint32_t epoch = htole32((uint32_t)(i / 100));
+        uint64_t pfn = htole64(i % 300 * 7);
+
+        memcpy(t->records[i].epoch, &epoch, sizeof(epoch));
+        memcpy(t->records[i].pfn, &pfn, sizeof(pfn));
+        for (size_t j = 0; j < sizeof(t->records->page); j += sizeof(seed)) {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            memcpy(t->records[i].page + j, &seed, sizeof(seed));
+        }
+    }
+    if (order(t, "random pages", err) < 0) {
+        trace_close(t);
+        return -1;
+    }
+    return 0;
+}
+
 void trace_close(struct trace *t)
 {
     if (t->records)
-        munmap((void *)(uintptr_t)t->records, t->count * sizeof(struct trace_record));
+        munmap(t->records, t->count * sizeof(struct trace_record));
     free(t->base);
     free(t->pages);
     memset(t, 0, sizeof(*t));

@@ -2,8 +2,8 @@
 /*
  * Page traces: the pages that a guest changed, epoch by epoch; docs/trace-format.pod.
  *
- * A trace is opened whole (mapped), checked and ordered once: base pages in the order of the file, then epochs
- * with ascending pfns, one page a pfn (the last of the epoch's).
+ * A trace is opened whole (mapped), checked and ordered once: base pages in the order of the file,
+ * then epochs with ascending pfns, one page a pfn (the last of the epoch's).
  */
 #ifndef REMUS_TRACE_H
 #define REMUS_TRACE_H
@@ -30,7 +30,7 @@ struct trace_page {
 };
 
 struct trace {
-    const struct trace_record *records;
+    struct trace_record *records; /* mapped */
     size_t count;
     struct trace_page *base, *pages;
     size_t bases, changes;
@@ -39,6 +39,8 @@ struct trace {
 
 /* 0, or -1 with the place of what is wrong. */
 int trace_open(struct trace *t, const char *path, struct error *err);
+/* A trace of `pages` incompressible pages, 100 an epoch. */
+int trace_random(struct trace *t, size_t pages, struct error *err);
 void trace_close(struct trace *t);
 
 int trace_write(FILE *out, uint32_t epoch, uint32_t base, uint64_t pfn, const uint8_t *page);

@@ -29,6 +29,9 @@ struct chan_ops {
     /* Ends both directions: whoever waits in send or recv returns. */
     void (*shutdown)(struct chan *c);
 
+    /* Octets a second that the way to the peer carries, as last measured; 0: not known. */
+    uint64_t (*rate)(struct chan *c);
+
     void (*close)(struct chan *c);
 };
 

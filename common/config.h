@@ -41,6 +41,8 @@ struct vm_config {
     enum takeover_policy takeover;  /* manual */
     char *arbiter;            /* `exec COMMAND ARGUMENTS`: from the absolute path on; "" = none */
     unsigned arbiter_timeout_ms;    /* 5000 */
+    char *compression;        /* "off", "lz4", "zstd" or "auto" */
+    unsigned compression_threads; /* 1 */
     size_t staging_bytes;     /* 64 MiB: primary's staging buffer */
     size_t net_queue_bytes;   /* 32 MiB: held frames */
 

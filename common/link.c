@@ -12,6 +12,7 @@
 #include "cleanup.h"
 #include "clock.h"
 #include "link.h"
+#include "urgent.h"
 
 #define CHECKED_HEADER 16 /* octets of the header that the checksum covers */
 
@@ -124,6 +125,8 @@ static void *beat(void *arg)
     struct link *l = arg;
     SCOPED_LOCK(&l->beat_lock);
 
+    thread_urgent(true);
+
     while (!l->stopping) {
         uint64_t due = clock_ns() + l->heartbeat_ns;
         struct timespec ts;
@@ -215,6 +218,11 @@ enum link_result link_recv(struct link *l, struct record *rec, uint64_t deadline
 uint64_t link_last_heard(const struct link *l)
 {
     return l->last_heard;
+}
+
+uint64_t link_rate(const struct link *l)
+{
+    return l->chan->ops->rate(l->chan);
 }
 
 uint64_t link_bytes_sent(const struct link *l)

@@ -51,6 +51,9 @@ enum link_result link_recv(struct link *l, struct record *rec, uint64_t deadline
 /* When the last octet came in (clock_ns): a peer that delivers anything is alive. */
 uint64_t link_last_heard(const struct link *l);
 
+/* As chan_ops.rate. */
+uint64_t link_rate(const struct link *l);
+
 uint64_t link_bytes_sent(const struct link *l);
 uint64_t link_bytes_received(const struct link *l);
 

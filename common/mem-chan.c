@@ -102,6 +102,12 @@ static void mem_shutdown(struct chan *c)
     pthread_cond_broadcast(&p->changed);
 }
 
+static uint64_t mem_rate(struct chan *c)
+{
+    (void)c;
+    return 0;
+}
+
 static void free_pair(struct pipe_pair *p)
 {
     pthread_mutex_destroy(&p->lock);
@@ -129,6 +135,7 @@ static const struct chan_ops mem_ops = {
     .send = mem_send,
     .recv = mem_recv,
     .shutdown = mem_shutdown,
+    .rate = mem_rate,
     .close = mem_close,
 };
 

@@ -3,7 +3,7 @@
 #include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <linux/tcp.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -92,6 +92,17 @@ static void tcp_shutdown(struct chan *c)
     shutdown(((struct tcp_chan *)c)->fd, SHUT_RDWR);
 }
 
+/* The kernel's own estimate (Linux net/ipv4/tcp_rate.c). */
+static uint64_t tcp_rate(struct chan *c)
+{
+    struct tcp_info info = {0};
+    socklen_t len = sizeof(info);
+
+    if (getsockopt(((struct tcp_chan *)c)->fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0)
+        return 0;
+    return info.tcpi_delivery_rate;
+}
+
 static void tcp_close(struct chan *c)
 {
     struct tcp_chan *t = (struct tcp_chan *)c;
@@ -104,6 +115,7 @@ static const struct chan_ops tcp_ops = {
     .send = tcp_send,
     .recv = tcp_recv,
     .shutdown = tcp_shutdown,
+    .rate = tcp_rate,
     .close = tcp_close,
 };
 

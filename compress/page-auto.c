@@ -3,7 +3,10 @@
 
 #include "compress/page-auto.h"
 
-/* The other must be better by this much, for so many checkpoints in a row (half a second at 25 ms). */
+/*
+ * The other must be better by this much, for so many checkpoints in a row (half a second at 25
+ * ms).
+ */
 #define GAIN 1.15
 #define LASTING 20
 /* zstd against LZ4 on the same pages: PostgreSQL traces, pgbench and TPC-C-like. */

@@ -2,10 +2,11 @@
 /*
  * compression = auto: which codec ships a checkpoint soonest.
  *
- * The ship stage encodes and sends at the same time, so a checkpoint takes about as long as the slower of the two.
- * zstd's blocks are smaller and cost more time: it pays where the link is what is waited for.  The choice compares what
- * the caller measured with what the other codec would make of it, and changes only for a clear gain that lasts: codecs that alternate
- * would cost more than either.
+ * The ship stage encodes and sends at the same time, so a checkpoint takes about as long as the
+ * slower of the two. zstd's blocks are smaller and cost more time: it pays where the link is what
+ * is waited for.  The choice compares what the caller measured with what the other codec would make
+ * of it, and changes only for a clear gain that lasts: codecs that alternate would cost more than
+ * either.
  *
  * Pure: the caller measures, passes the figures of each checkpoint, and hands the answer to
  * page_encoder_set_codec().

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The block's layout in C, for page-encode.c and page-decode.c; its description is in pagecodec.h. */
+/*
+ * The block's layout in C, for page-encode.c and page-decode.c; its description is in
+ * pagecodec.h.
+ */
 #ifndef REMUS_PAGE_BLOCK_H
 #define REMUS_PAGE_BLOCK_H
 
@@ -29,7 +32,10 @@ _Static_assert(sizeof(struct page_block_header) == 20, "block header");
 #define PAGE_GAP_LONG 15
 #define PAGE_MOVES_MAX 32
 #define PAGE_MOVE_BYTES 4
-/* Where a move may come from, in half words: the old page before, the old page, the old page behind. */
+/*
+ * Where a move may come from, in half words: the old page before, the old page, the old page
+ * behind.
+ */
 #define PAGE_HALVES (PAGE_BYTES / 4)
 #define PAGE_MOVE_SPAN (3 * PAGE_HALVES)
 
@@ -63,8 +69,8 @@ static inline uint64_t page_get64(const uint8_t *p)
 }
 
 /*
- * A page that is predicted from itself begins in a buffer of its own, behind as many zeros as a stride can
- * reach back.
+ * A page that is predicted from itself begins in a buffer of its own, behind as many zeros as a
+ * stride can reach back.
  */
 #define PAGE_LEAD_BYTES (PAGE_STRIDE_MAX * 8)
 #define PAGE_LEAD_LINES (PAGE_LEAD_BYTES / PAGE_LINE_BYTES)

@@ -121,7 +121,8 @@ struct page_cache *page_cache_new(uint32_t slots)
     c->round = 1;
     c->table = calloc(table, sizeof(*c->table));
     c->slot = calloc((size_t)slots + 1, sizeof(*c->slot));
-    c->pages = mmap(NULL, pages_bytes(c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    c->pages =
+        mmap(NULL, pages_bytes(c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (c->pages == MAP_FAILED)
         c->pages = NULL;
     if (!c->table || !c->slot || !c->pages) {

@@ -94,7 +94,8 @@ static int decode_stream(struct page_decoder *dec, const struct page_block_heade
         return error_set(err, "page block: byte 1: unknown coding %u", header->coding);
     }
     if (got != plain)
-        return error_set(err, "page block: byte 20: %zu bytes of coding %u do not decode to %zu bytes",
+        return error_set(err,
+                         "page block: byte 20: %zu bytes of coding %u do not decode to %zu bytes",
                          coded, header->coding, plain);
     return 0;
 }
@@ -146,7 +147,8 @@ static int check_header(const struct page_decoder *dec, const uint8_t *block, si
                          header->version, PAGE_BLOCK_VERSION);
     n = (unsigned)header->pages[0] << 8 | header->pages[1];
     if (n == 0 || n > PAGE_BLOCK_MAX)
-        return error_set(err, "page block: byte 2: %u pages, 1 to %d are allowed", n, PAGE_BLOCK_MAX);
+        return error_set(err, "page block: byte 2: %u pages, 1 to %d are allowed", n,
+                         PAGE_BLOCK_MAX);
     generation = page_get32(header->generation);
     sequence = page_get32(header->sequence);
     if (sequence != 0 &&
@@ -177,8 +179,8 @@ static int read_entries(struct block *b)
         if (read_entry(&b->entries, &b->kinds[i], &gap) < 0)
             return FAIL(b, at, i, "%s", "entry cut off or overlong");
         if (next >= b->guest_pages || gap >= b->guest_pages - next)
-            return FAIL(b, at, i, "%" PRIu64 " further is outside the guest's %" PRIu64 " pages", gap,
-                        b->guest_pages);
+            return FAIL(b, at, i, "%" PRIu64 " further is outside the guest's %" PRIu64 " pages",
+                        gap, b->guest_pages);
         b->pfns[i] = next + gap;
         next = b->pfns[i] + 1;
         if (b->kinds[i] >= PAGE_KINDS)
@@ -258,7 +260,8 @@ static int predict_moved(struct block *b, unsigned i, uint8_t *page)
         uint32_t move = page_get32(at);
 
         from = move & 0xffff;
-        end = at + PAGE_MOVE_BYTES < b->extra.at ? page_get32(at + PAGE_MOVE_BYTES) >> 16 : PAGE_WORDS;
+        end = at + PAGE_MOVE_BYTES < b->extra.at ? page_get32(at + PAGE_MOVE_BYTES) >> 16
+                                                 : PAGE_WORDS;
         if (move >> 16 != to || end <= to || end > PAGE_WORDS)
             return FAIL(b, at, i, "a move to word %" PRIu32 " out of order", move >> 16);
         if (from + 2 * (end - to) > PAGE_MOVE_SPAN || from + 2 * (end - to) > above ||
@@ -334,7 +337,8 @@ int page_decode(struct page_decoder *dec, const uint8_t *block, size_t len, uint
                 const uint8_t *memory, uint64_t *pfns, uint8_t *pages, struct error *err)
 {
     const struct page_block_header *header = (const struct page_block_header *)block;
-    struct block b = {.dec = dec, .err = err, .guest_pages = guest_pages, .memory = memory, .pfns = pfns};
+    struct block b = {
+        .dec = dec, .err = err, .guest_pages = guest_pages, .memory = memory, .pfns = pfns};
     int n = check_header(dec, block, len, err);
     size_t plain;
 

@@ -22,8 +22,8 @@
 #define HEAD_BYTES (PAGE_BLOCK_MAX * PAGE_HEAD_MAX)
 
 /*
- * One block under way, and all the memory that it needs.  The sections of the stream are filled apart;
- * the data comes last, so that the others can be put together right before it.
+ * One block under way, and all the memory that it needs.  The sections of the stream are filled
+ * apart; the data comes last, so that the others can be put together right before it.
  */
 struct page_worker {
     const uint64_t *pfns;
@@ -125,7 +125,8 @@ static struct page_worker *worker_new(void)
 
 struct page_encoder *page_encoder_new(const struct page_encoder_config *config)
 {
-    uint64_t bytes = config->cache_bytes ? config->cache_bytes : page_cache_default(config->guest_pages);
+    uint64_t bytes =
+        config->cache_bytes ? config->cache_bytes : page_cache_default(config->guest_pages);
     unsigned threads = config->threads ? config->threads : 1;
     struct page_encoder *enc;
 
@@ -201,6 +202,7 @@ const struct page_stats *page_encoder_stats(struct page_encoder *enc)
         stats->blocks += one->blocks;
         stats->bytes_in += one->bytes_in;
         stats->bytes_out += one->bytes_out;
+        stats->lookups += one->lookups;
         stats->hits += one->hits;
     }
     return stats;
@@ -292,7 +294,8 @@ static size_t grown(const struct page_parts *from, const struct page_parts *to)
 }
 
 /* Moves what was taken from `from` to `to` back to `start`. */
-static void replace(const struct page_parts *start, const struct page_parts *from, struct page_parts *to)
+static void replace(const struct page_parts *start, const struct page_parts *from,
+                    struct page_parts *to)
 {
     memmove(start->words, from->words, (size_t)(to->words - from->words));
     memmove(start->bytes, from->bytes, (size_t)(to->bytes - from->bytes));
@@ -332,7 +335,8 @@ static bool looks_random(const uint8_t *page)
 }
 
 /* The page as it is, to be coded with the rest of the stream. */
-static enum page_kind put_whole(const uint8_t *page, struct sections *s, const struct page_parts *start)
+static enum page_kind put_whole(const uint8_t *page, struct sections *s,
+                                const struct page_parts *start)
 {
     s->parts = *start;
     memcpy(s->parts.data, page, PAGE_BYTES);
@@ -345,8 +349,11 @@ static enum page_kind encode_alone(const struct page_encoder *enc, const uint8_t
 {
     struct page_parts start = s->parts;
     unsigned stride = enc->words->stride(page, s->stride);
-    uint64_t lines = take_self(enc->words, page, stride, &s->parts);
+    uint64_t lines;
 
+    if (stride == 0 && looks_random(page))
+        return PAGE_RAW;
+    lines = take_self(enc->words, page, stride, &s->parts);
     if (lines == 0)
         return PAGE_ZERO;
     if (s->parts.data - start.data > RAW_BYTES)
@@ -414,7 +421,8 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
     uint64_t lines = 0;
     enum page_kind kind;
 
-    for (int at = 0; at < PAGE_LINES && s->parts.bytes - start.bytes <= MOVES_WORDS; at += STEP_LINES)
+    for (int at = 0; at < PAGE_LINES && s->parts.bytes - start.bytes <= MOVES_WORDS;
+         at += STEP_LINES)
         lines |= enc->words->take(page, copy, at, at + STEP_LINES, false, &s->parts);
     if (lines == 0)
         return PAGE_UNCHANGED;
@@ -446,8 +454,8 @@ static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t l
 
     if (w->codec == PAGE_CODEC_LZ4) {
         *coding = PAGE_CODING_LZ4;
-        got = (size_t)LZ4_compress_fast_extState(w->lz4, (const char *)stream, (char *)out, (int)len,
-                                                 (int)len - 1, 1);
+        got = (size_t)LZ4_compress_fast_extState(w->lz4, (const char *)stream, (char *)out,
+                                                 (int)len, (int)len - 1, 1);
     } else if (w->codec == PAGE_CODEC_ZSTD) {
         *coding = PAGE_CODING_ZSTD;
         got = ZSTD_compress2(w->zstd, out, len - 1, stream, len);
@@ -475,7 +483,8 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
 {
     struct page_worker *w = enc->workers[thread];
     struct page_block_header *header = (struct page_block_header *)out;
-    struct sections s = {w->entries, w->extra, w->lines, {w->words, w->bytes, w->stream + HEAD_BYTES}, 0};
+    struct sections s = {
+        w->entries, w->extra, w->lines, {w->words, w->bytes, w->stream + HEAD_BYTES}, 0};
     enum page_coding coding = PAGE_CODING_STORED;
     uint64_t next = w->next_pfn;
     uint8_t *stream, *end;
@@ -495,7 +504,7 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
             kind = encode_known(enc, w, i, &s);
             w->stats.hits++;
         } else {
-            kind = looks_random(w->pages[i]) ? PAGE_RAW : encode_alone(enc, w->pages[i], &s);
+            kind = encode_alone(enc, w->pages[i], &s);
             if (w->copies[i])
                 enc->words->copy(w->copies[i], w->pages[i]);
         }
@@ -530,6 +539,7 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
     for (size_t i = 0; i < raws; i++, end += PAGE_BYTES)
         memcpy(end, w->raw[i], PAGE_BYTES);
     w->stats.blocks++;
+    w->stats.lookups += w->n;
     w->stats.bytes_in += w->n * PAGE_BYTES;
     w->stats.bytes_out += (size_t)(end - out);
     return end - out;

@@ -35,11 +35,12 @@ static inline bool same_line(const uint8_t *a, const uint8_t *b)
 }
 
 /*
- * Rows move by words, the line pointers of an index by halves.  Of eight half words in a row the first two are enough:
- * whatever the shift, one of four neighbouring words of the page meets one of them, and a hit is
- * followed backwards.
+ * Rows move by words, the line pointers of an index by halves.  Of eight half words in a row the
+ * first two are enough: whatever the shift, one of four neighbouring words of the page meets one of
+ * them, and a hit is followed backwards.
  */
-static void index_words(uint16_t *table, const uint8_t *old, unsigned base, unsigned begin, unsigned end)
+static void index_words(uint16_t *table, const uint8_t *old, unsigned base, unsigned begin,
+                        unsigned end)
 {
     for (unsigned h = begin; h < end; h += 8) {
         table[hash(word(old, h))] = (uint16_t)(base + h + 1);
@@ -96,7 +97,8 @@ void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_
             which = (place - 1) / PAGE_HALVES;
             from = (place - 1) % PAGE_HALVES;
             shift = (int)from - (int)(2 * i);
-            for (; from > 1 && start > moves->move[moves->count - 1].to + 1u && i - start < 3; start--) {
+            for (; from > 1 && start > moves->move[moves->count - 1].to + 1u && i - start < 3;
+                 start--) {
                 from -= 2;
                 if (word(page, 2 * start - 2) != word(old[which], from))
                     break;
@@ -107,7 +109,7 @@ void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_
         source = old[which];
         if (moves->move[moves->count - 1].to == start)
             moves->count--;
-        moves->move[moves->count++] =
-            (struct page_move){(uint16_t)start, (uint16_t)((int)(which * PAGE_HALVES + 2 * start) + shift)};
+        moves->move[moves->count++] = (struct page_move){
+            (uint16_t)start, (uint16_t)((int)(which * PAGE_HALVES + 2 * start) + shift)};
     }
 }

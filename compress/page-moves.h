@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Finds what moved.  A database that compacts a page shifts its rows by some words: compared in place everything has
- * changed, compared with where it came from almost nothing.
+ * Finds what moved.  A database that compacts a page shifts its rows by some words: compared in
+ * place everything has changed, compared with where it came from almost nothing.
  */
 #ifndef REMUS_PAGE_MOVES_H
 #define REMUS_PAGE_MOVES_H
@@ -11,9 +11,9 @@
 #include "compress/page-block.h"
 
 /*
- * From word `to` on, up to the next move, the page is predicted to be what lies from `from` on in the old pages, counted
- * in half words (4 bytes) through the old page before this one (0 to 1023), this one's (1024 to
- * 2047) and the one behind (2048 to 3071).
+ * From word `to` on, up to the next move, the page is predicted to be what lies from `from` on in
+ * the old pages, counted in half words (4 bytes) through the old page before this one (0 to 1023),
+ * this one's (1024 to 2047) and the one behind (2048 to 3071).
  */
 struct page_move {
     uint16_t to, from;
@@ -26,8 +26,9 @@ struct page_moves {
 };
 
 /*
- * Looks for the words of `page` in the old pages before, at, and behind it; old[0] and old[2] may be NULL.
- * The first move always begins at word 0, and no move leaves the old page that it begins in.
+ * Looks for the words of `page` in the old pages before, at, and behind it; old[0] and old[2] may
+ * be NULL. The first move always begins at word 0, and no move leaves the old page that it begins
+ * in.
  */
 void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3]);
 

@@ -36,8 +36,8 @@ TARGET static uint64_t ISA(take)(const uint8_t *page, const uint8_t *prediction,
     return lines;
 }
 
-TARGET static void ISA(put)(uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
-                            uint64_t lines, struct page_parts *parts)
+TARGET static void ISA(put)(uint8_t *page, const uint8_t *prediction, int from, int to,
+                            bool difference, uint64_t lines, struct page_parts *parts)
 {
     struct page_parts at = *parts;
 
@@ -89,6 +89,8 @@ TARGET static unsigned ISA(stride)(const uint8_t *page, unsigned likely)
         least += (unsigned)popcount64(line_nonzero(page + 8 * stride_samples[i]));
     least = least * 3 / 4;
     if (likely && (differ = ISA(sample)(page, likely, least)) < least) {
+        if (differ <= least / 4)
+            return likely;
         least = differ;
         best = likely;
     }

@@ -86,7 +86,10 @@ INLINE uint64_t scatter_plain(uint64_t v, unsigned b)
     return out;
 }
 
-/* One line, word by word; GATHER and SCATTER move the bytes whose bits are set to the low end and back. */
+/*
+ * One line, word by word; GATHER and SCATTER move the bytes whose bits are set to the low end and
+ * back.
+ */
 #define DEFINE_LINE_BY_WORDS(suffix, target, GATHER, SCATTER, POPCOUNT)                            \
     target INLINE void line_take_##suffix(const uint8_t *page, const uint8_t *guess,               \
                                           uint64_t mask, bool difference,                          \
@@ -185,7 +188,8 @@ INLINE uint64_t line_differs_sse2(const uint8_t *a, const uint8_t *b)
     uint64_t mask = 0;
 
     for (int j = 0; j < 4; j++) {
-        __m128i x = _mm_loadu_si128((const __m128i *)a + j), y = _mm_loadu_si128((const __m128i *)b + j);
+        __m128i x = _mm_loadu_si128((const __m128i *)a + j),
+                y = _mm_loadu_si128((const __m128i *)b + j);
 
         mask |= (uint64_t)(uint16_t)_mm_movemask_epi8(_mm_cmpeq_epi8(x, y)) << 16 * j;
     }
@@ -293,7 +297,8 @@ TARGET_AVX512 INLINE void line_take_avx512(const uint8_t *page, const uint8_t *g
     _mm_storel_epi64((__m128i *)parts->bytes, _mm_maskz_compress_epi8(words, each));
     parts->bytes += __builtin_popcount(words);
     if (difference)
-        v = _mm512_mask_blend_epi64((__mmask8)full, _mm512_sub_epi8(v, _mm512_loadu_si512(guess)), v);
+        v = _mm512_mask_blend_epi64((__mmask8)full, _mm512_sub_epi8(v, _mm512_loadu_si512(guess)),
+                                    v);
     _mm512_storeu_si512(parts->data, _mm512_maskz_compress_epi8(mask, v));
     parts->data += __builtin_popcountll(mask);
 }
@@ -326,7 +331,8 @@ TARGET_AVX512 INLINE void line_put_avx512(uint8_t *page, const uint8_t *guess, b
 #define popcount64 __builtin_popcountll
 #include "compress/page-words-loops.h"
 
-static const struct page_words_ops *const all[] = {&avx512_ops, &avx2_ops, &sse2_ops, &plain_ops, NULL};
+static const struct page_words_ops *const all[] = {&avx512_ops, &avx2_ops, &sse2_ops, &plain_ops,
+                                                   NULL};
 
 const struct page_words_ops *const *page_words_list(void)
 {

@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The inner loops over a page, in one plain version and some that use what the processor has.  All give the
- * same bytes (tests/test-pagecodec-words.c).
+ * The inner loops over a page, in one plain version and some that use what the processor has.  All
+ * give the same bytes (tests/test-pagecodec-parts.c).
  *
- * A page is 64 lines of 8 words of 8 bytes.  What differs from a prediction of the page is written in three
- * parts, each front to back:
+ * A page is 64 lines of 8 words of 8 bytes.  What differs from a prediction of the page is written
+ * in three parts, each front to back:
  *
  *   words   a byte for each line that differs: bit j set when word j differs
- *   bytes   a byte for each word that differs: bit k set when byte k is in `data`; a word with 5 or more
- *           differing bytes counts as differing in all 8, so that text is not torn
+ *   bytes   a byte for each word that differs: bit k set when byte k is in `data`; a word with 5 or
+ *           more differing bytes counts as differing in all 8, so that text is not torn
  *   data    those bytes of the page, in order
  *
- * With `difference` a byte of a word that is not there with all 8 is page minus prediction, modulo 256:
- * a number that grows by the same step from record to record becomes the same byte again and again.
+ * With `difference` a byte of a word that is not there with all 8 is page minus prediction, modulo
+ * 256: a number that grows by the same step from record to record becomes the same byte again and
+ * again.
  */
 #ifndef REMUS_PAGE_WORDS_H
 #define REMUS_PAGE_WORDS_H
@@ -28,7 +29,10 @@
 /* A writer may write, and a reader may read, this much beyond the end of each part. */
 #define PAGE_WORDS_SLACK 64
 
-/* A cold page may be predicted from itself, this many words before: at least a line, at most eight. */
+/*
+ * A cold page may be predicted from itself, this many words before: at least a line, at most
+ * eight.
+ */
 #define PAGE_STRIDE_MIN 8
 #define PAGE_STRIDE_MAX 64
 
@@ -42,15 +46,15 @@ struct page_words_ops {
     void (*copy)(uint8_t *to, const uint8_t *from);
 
     /*
-     * Writes how lines from..to-1 of `page` differ from those of `prediction`; moves the parts behind what
-     * it wrote.  Returns a bit for each line that differs.
+     * Writes how lines from..to-1 of `page` differ from those of `prediction`; moves the parts
+     * behind what it wrote.  Returns a bit for each line that differs.
      */
-    uint64_t (*take)(const uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
-                     struct page_parts *parts);
+    uint64_t (*take)(const uint8_t *page, const uint8_t *prediction, int from, int to,
+                     bool difference, struct page_parts *parts);
 
     /*
-     * The reverse: makes lines from..to-1 of `page`.  The prediction may be the page itself (its lines
-     * stay where `lines` has no bit) or earlier bytes of it, at least a line before.
+     * The reverse: makes lines from..to-1 of `page`.  The prediction may be the page itself (its
+     * lines stay where `lines` has no bit) or earlier bytes of it, at least a line before.
      */
     void (*put)(uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
                 uint64_t lines, struct page_parts *parts);
@@ -60,7 +64,8 @@ struct page_words_ops {
 
     /*
      * The stride, in words, at which the page looks most like itself, judged by eight of its lines;
-     * 0 when it looks no more like itself than like zeros.  `likely` is tried first (0: none) and makes it fast.
+     * 0 when it looks no more like itself than like zeros.  `likely` is tried
+     * first (0: none) and taken when it is good.
      */
     unsigned (*stride)(const uint8_t *page, unsigned likely);
 };

@@ -43,8 +43,9 @@
  * default; a small frame counts for 768 octets).
  */
 #define TAP_SNDBUF (512 << 10)
-#define RETRY_NS (5 * NS_PER_MS) /* network that cannot take a frame and does not say when it can  \
-                                  */
+#define RETRY_NS                                                                                   \
+    (5 * NS_PER_MS) /* network that cannot take a frame and does not say when it can               \
+                     */
 
 static const unsigned announce_ms[] = {0, 50, 200, 1000};
 #define ANNOUNCE_ROUNDS (sizeof(announce_ms) / sizeof(announce_ms[0]))
@@ -334,9 +335,7 @@ static int frames_barrier(struct port *p, uint64_t epoch, struct buffer *net_sta
      */
     while (read_guest(f) > 0)
         ;
-    if (net_state_encode(net_state, gate_addresses(f->gate)) < 0)
-        return -1;
-    return gate_barrier(f->gate, epoch);
+    return gate_barrier(f->gate, epoch, net_state);
 }
 
 static void frames_release(struct port *p, uint64_t epoch)
@@ -371,9 +370,11 @@ static int frames_activate(struct port *p, const uint8_t *net_state, size_t len,
 {
     struct frames_port *f = of(p);
     struct net_addresses known;
+    struct net_state state;
 
-    if (net_state_decode(&known, net_state, len, err) < 0)
+    if (net_state_decode(&state, net_state, len, err) < 0)
         return -1;
+    known = state.addresses;
     if (known.count == 0 && f->has_fallback)
         known.entry[known.count++] = f->fallback;
     pthread_mutex_lock(&f->lock);
@@ -644,7 +645,7 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
     pthread_mutex_init(&f->lock, NULL);
     check_qlen(f);
 
-    f->gate = gate_new(cfg->queue_bytes);
+    f->gate = gate_new(cfg->queue_bytes, 0);
     if (!f->gate || batch_init(&f->up) < 0 || batch_init(&f->down) < 0) {
         error_set(err, "packet queue of %zu octets: %s", cfg->queue_bytes,
                   errno == EINVAL ? "too small" : strerror(errno));

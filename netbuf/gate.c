@@ -3,23 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "frame-ring.h"
 #include "gate.h"
 #include "hold-time.h"
 
-/* What a frame is stored with.  A record never wraps around the end of the ring: `skip` ends the
- * ring early. */
-struct record {
-    uint32_t len;
-    uint32_t skip;
-    uint64_t sent;
-    uint8_t frame[];
-};
-_Static_assert(sizeof(struct record) == 16, "records stay aligned");
-
-#define RECORD_SIZE(len) ((sizeof(struct record) + (len) + 15) & ~(size_t)15)
-#define RECORD_MAX RECORD_SIZE(GATE_FRAME_MAX)
-
 #define MARKS_MAX 16u
+#define EXPRESS_BYTES (16 * GATE_FRAME_MAX)
 
 struct mark {
     uint64_t epoch;
@@ -27,15 +16,17 @@ struct mark {
 };
 
 struct gate {
-    uint8_t *ring;
-    size_t size, head, tail;
-    size_t used; /* octets between head and tail: tells full from empty */
-
-    uint64_t first, leave, next; /* frames are numbered; see the picture in gate.h */
+    struct frame_ring queue;
+    uint64_t first, leave, next; /* frames in queue are numbered; see the picture in gate.h */
     struct mark mark[MARKS_MAX]; /* closed epochs, not released, oldest first */
     unsigned marks;
     uint64_t last_epoch;
     bool holding;
+
+    struct flows *flows;       /* NULL: no commit protection */
+    struct frame_ring express; /* frames of open flows; what finds no room here waits in queue */
+    unsigned expresses;
+    bool express_peeked; /* the last gate_peek() was about express */
 
     struct net_addresses addresses;
     struct gate_stats stats;
@@ -43,7 +34,7 @@ struct gate {
     struct hold_time hold_time;
 };
 
-struct gate *gate_new(size_t queue_bytes)
+struct gate *gate_new(size_t queue_bytes, unsigned flows_max_)
 {
     struct gate *g;
 
@@ -54,114 +45,60 @@ struct gate *gate_new(size_t queue_bytes)
     g = calloc(1, sizeof(*g));
     if (!g)
         return NULL;
-    g->size = queue_bytes & ~(size_t)15;
-    g->ring = malloc(g->size);
-    if (!g->ring) {
-        free(g);
-        return NULL;
-    }
+    if (frame_ring_init(&g->queue, queue_bytes) < 0)
+        goto fail;
+    if (flows_max_ > 0 &&
+        (!(g->flows = flows_new(flows_max_)) || frame_ring_init(&g->express, EXPRESS_BYTES) < 0))
+        goto fail;
     g->holding = true;
     return g;
+fail:
+    gate_free(g);
+    return NULL;
 }
 
 void gate_free(struct gate *g)
 {
     if (!g)
         return;
-    free(g->ring);
+    frame_ring_free(&g->queue);
+    frame_ring_free(&g->express);
+    flows_free(g->flows);
     free(g);
 }
 
-static struct record *record_at(const struct gate *g, size_t at)
+int gate_add_service(struct gate *g, uint16_t port, const struct parser *parser)
 {
-    return (struct record *)(void *)(g->ring + at);
-}
-
-static void ring_take(struct gate *g, size_t len)
-{
-    g->used += len;
-    g->tail += len;
-    if (g->tail == g->size)
-        g->tail = 0;
-}
-
-static void ring_give(struct gate *g, size_t len)
-{
-    g->used -= len;
-    g->head += len;
-    if (g->head == g->size)
-        g->head = 0;
-    if (g->used == 0) /* from the start again: what is used often stays in the processor's cache */
-        g->head = g->tail = 0;
-}
-
-/* Free octets behind the tail, up to the end of the ring or to the head. */
-static size_t room_behind(const struct gate *g)
-{
-    if (g->used && g->tail <= g->head)
-        return g->head - g->tail;
-    return g->size - g->tail;
-}
-
-static size_t room_in_front(const struct gate *g)
-{
-    return g->tail >= g->head && g->used < g->size ? g->head : 0;
+    return flows_add_service(g->flows, port, parser);
 }
 
 size_t gate_room(const struct gate *g)
 {
-    return room_behind(g) / RECORD_MAX + room_in_front(g) / RECORD_MAX;
-}
-
-static struct record *record_new(struct gate *g, size_t len)
-{
-    size_t size = RECORD_SIZE(len), behind = room_behind(g);
-    struct record *r;
-
-    if (size > behind) {
-        if (size > room_in_front(g))
-            return NULL;
-        if (behind) {
-            record_at(g, g->tail)->skip = (uint32_t)behind;
-            ring_take(g, behind);
-        }
-    }
-    r = record_at(g, g->tail);
-    r->len = (uint32_t)len;
-    r->skip = 0;
-    ring_take(g, size);
-    return r;
-}
-
-static const struct record *record_after(const struct gate *g, size_t *at)
-{
-    const struct record *r = record_at(g, *at);
-
-    if (r->skip) {
-        *at = 0;
-        r = record_at(g, 0);
-    }
-    *at += RECORD_SIZE(r->len);
-    if (*at == g->size)
-        *at = 0;
-    return r;
+    return frame_ring_room(&g->queue, GATE_FRAME_MAX);
 }
 
 enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, uint64_t now)
 {
     struct packet p;
-    struct record *r;
+    uint32_t flow = 0;
+    bool pass = false;
 
     if (len > GATE_FRAME_MAX || !packet_parse(&p, frame, len)) {
         g->stats.refused++;
         return GATE_REFUSED;
     }
-    r = record_new(g, len);
-    if (!r)
+    if (!frame_ring_fits(&g->queue, len))
         return GATE_FULL;
-    r->sent = now;
-    memcpy(r->frame, frame, len);
     net_addresses_learn(&g->addresses, &p, now);
+    if (g->flows)
+        pass = flows_sent(g->flows, &p, now, &flow);
+    if (pass && g->holding && frame_ring_put(&g->express, frame, len, flow, now)) {
+        g->expresses++;
+        return GATE_PASSED;
+    }
+    frame_ring_put(&g->queue, frame, len, flow, now);
+    if (g->flows)
+        flows_queued(g->flows, flow);
     g->next++;
     g->stats.held_bytes += len;
     if (g->next - g->first > g->stats.held_frames_max)
@@ -174,12 +111,18 @@ enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, ui
     return GATE_PASSED;
 }
 
-int gate_barrier(struct gate *g, uint64_t epoch)
+int gate_barrier(struct gate *g, uint64_t epoch, struct buffer *net_state)
 {
+    size_t at = net_state->len;
+
     if (epoch <= g->last_epoch) {
         errno = EINVAL;
         return -1;
     }
+    if (net_state_encode(net_state, &g->addresses, g->flows ? flows_max(g->flows) : 0) < 0)
+        return -1;
+    if (g->flows)
+        flows_barrier(g->flows, epoch, net_state, at);
     g->last_epoch = epoch;
     if (g->marks == MARKS_MAX)
         g->marks--;
@@ -197,6 +140,8 @@ void gate_release(struct gate *g, uint64_t epoch)
         return;
     if (g->mark[n - 1].end > g->leave)
         g->leave = g->mark[n - 1].end;
+    if (g->flows)
+        flows_acked(g->flows, g->mark[n - 1].epoch);
     g->marks -= n;
     memmove(g->mark, g->mark + n, g->marks * sizeof(g->mark[0]));
 }
@@ -205,6 +150,8 @@ void gate_hold(struct gate *g)
 {
     g->holding = true;
     g->marks = 0;
+    if (g->flows)
+        flows_hold(g->flows);
 }
 
 void gate_pass(struct gate *g)
@@ -214,34 +161,53 @@ void gate_pass(struct gate *g)
     g->leave = g->next;
 }
 
-unsigned gate_peek(const struct gate *g, struct iovec *v, unsigned max)
+unsigned gate_peek(struct gate *g, struct iovec *v, unsigned max)
 {
-    uint64_t ready = g->leave - g->first;
+    const struct frame_ring *ring = g->expresses ? &g->express : &g->queue;
+    uint64_t ready = g->expresses ? g->expresses : g->leave - g->first;
     unsigned n = ready < max ? (unsigned)ready : max;
-    size_t at = g->head;
+    size_t at = ring->head;
 
     for (unsigned i = 0; i < n; i++) {
-        const struct record *r = record_after(g, &at);
+        const struct frame_record *r = frame_ring_next(ring, &at);
         v[i] = (struct iovec){(void *)(uintptr_t)r->frame, r->len};
     }
+    g->express_peeked = g->expresses > 0;
     return n;
+}
+
+static void pop_express(struct gate *g)
+{
+    size_t at = g->express.head;
+
+    g->stats.out_bytes += frame_ring_next(&g->express, &at)->len;
+    g->stats.out_frames++;
+    g->stats.passed_frames++;
+    g->expresses--;
+    frame_ring_drop(&g->express);
+}
+
+static void pop_queue(struct gate *g, uint64_t now)
+{
+    size_t at = g->queue.head;
+    const struct frame_record *r = frame_ring_next(&g->queue, &at);
+
+    hold_time_add(&g->hold_time, now - r->sent);
+    if (g->flows)
+        flows_left(g->flows, r->flow);
+    g->stats.out_frames++;
+    g->stats.out_bytes += r->len;
+    g->stats.held_bytes -= r->len;
+    g->first++;
+    frame_ring_drop(&g->queue);
 }
 
 void gate_pop(struct gate *g, unsigned n, uint64_t now)
 {
-    for (unsigned i = 0; i < n && g->first < g->leave; i++) {
-        struct record *r = record_at(g, g->head);
-        if (r->skip) {
-            ring_give(g, r->skip);
-            r = record_at(g, g->head);
-        }
-        hold_time_add(&g->hold_time, now - r->sent);
-        g->stats.out_frames++;
-        g->stats.out_bytes += r->len;
-        g->stats.held_bytes -= r->len;
-        g->first++;
-        ring_give(g, RECORD_SIZE(r->len));
-    }
+    for (unsigned i = 0; i < n && g->express_peeked && g->expresses > 0; i++)
+        pop_express(g);
+    for (unsigned i = 0; i < n && !g->express_peeked && g->first < g->leave; i++)
+        pop_queue(g, now);
     if (g->full_since && gate_room(g)) {
         g->stats.full_ns += now - g->full_since;
         g->full_since = 0;
@@ -261,4 +227,6 @@ void gate_stats(const struct gate *g, uint64_t now, struct gate_stats *stats)
     stats->hold_p99_ns = hold_time_percentile(&g->hold_time, 99);
     if (g->full_since)
         stats->full_ns += now - g->full_since;
+    if (g->flows)
+        flows_stats(g->flows, &stats->flows);
 }

@@ -13,8 +13,10 @@
  *     --------|------------------|------------|------------|--------------|
  *           first              leave       mark[0]      mark[1]          next    (frame numbers)
  *
- * Everything that leaves goes through this one queue, whatever its protocol, so no frame can
- * overtake another.  Frames are stored in a ring of `queue_bytes` that is allocated once.
+ * Everything that waits goes through this one queue, whatever its protocol, so no frame can
+ * overtake another.  Beside it there is a short one for the frames that commit protection (flows.h)
+ * lets pass at once: those of a flow none of whose frames wait.  Frames are stored in rings that
+ * are allocated once.
  */
 #ifndef REMUS_GATE_H
 #define REMUS_GATE_H
@@ -24,6 +26,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "flows.h"
 #include "net-state.h"
 
 #define GATE_FRAME_MAX 65568u /* IPv6 or IPv4 of 65,535 octets, Ethernet header, two tags */
@@ -42,14 +45,23 @@ struct gate_stats {
     uint64_t out_frames, out_bytes; /* popped */
     uint64_t refused;
     uint64_t full_ns;                  /* time without room */
-    uint64_t hold_p50_ns, hold_p99_ns; /* from gate_send() to gate_pop() */
+    uint64_t hold_p50_ns, hold_p99_ns; /* from gate_send() to gate_pop(), of those that waited */
+    uint64_t passed_frames;            /* that commit protection let pass */
+    struct flows_stats flows;
 };
 
 struct gate;
 
-/* Begins in hold.  NULL with ENOMEM, or EINVAL for a bound below GATE_QUEUE_MIN. */
-struct gate *gate_new(size_t queue_bytes);
+/*
+ * Begins in hold.  flows_max: how many connections commit protection follows; 0: everything is
+ * strict.  NULL with ENOMEM, or EINVAL for a bound below GATE_QUEUE_MIN or flows_max above
+ * NET_FLOWS_MAX.
+ */
+struct gate *gate_new(size_t queue_bytes, unsigned flows_max);
 void gate_free(struct gate *g);
+
+/* Connections to the guest's `port` are commit-protected.  Needs flows_max > 0; -1 with ENOSPC. */
+int gate_add_service(struct gate *g, uint16_t port, const struct parser *parser);
 
 /* Copies the frame.  now: ns, never less than in the call before. */
 enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, uint64_t now);
@@ -61,11 +73,11 @@ enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, ui
 size_t gate_room(const struct gate *g);
 
 /*
- * Closes `epoch`.  Epochs rise over the life of a gate, also over gate_hold(): -1 with EINVAL
- * otherwise, and nothing changes.  More than 16 closed epochs without a release become one: held
- * longer, never shorter.
+ * Closes `epoch` and appends the network state of its checkpoint (R2).  Epochs rise over the life
+ * of a gate, also over gate_hold(): -1 with EINVAL otherwise, and nothing changes; -1 with ENOMEM
+ * likewise.  More than 16 closed epochs without a release become one: held longer, never shorter.
  */
-int gate_barrier(struct gate *g, uint64_t epoch);
+int gate_barrier(struct gate *g, uint64_t epoch, struct buffer *net_state);
 
 /* What belongs to `epoch` or to an earlier one may leave.  Late, repeated or unknown epochs are
  * harmless. */
@@ -85,9 +97,9 @@ void gate_pass(struct gate *g);
  * until gate_pop(), whatever is called in between, so the lock around the gate need not be held
  * while they are written.
  */
-unsigned gate_peek(const struct gate *g, struct iovec *v, unsigned max);
+unsigned gate_peek(struct gate *g, struct iovec *v, unsigned max);
 
-/* The first n frames that gate_peek() returned have left. */
+/* The first n frames that the last gate_peek() returned have left. */
 void gate_pop(struct gate *g, unsigned n, uint64_t now);
 
 /* The guest's addresses, learned from the frames it sent; the pointer is good until gate_free(). */

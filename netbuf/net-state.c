@@ -5,6 +5,7 @@
 
 #define HEADER 8u
 #define ADDRESS 32u
+#define FLOW 72u
 
 static const uint8_t zero[16];
 
@@ -74,11 +75,11 @@ void net_addresses_learn(struct net_addresses *t, const struct packet *p, uint64
     t->last = at;
 }
 
-int net_state_encode(struct buffer *out, const struct net_addresses *t)
+int net_state_encode(struct buffer *out, const struct net_addresses *t, unsigned flows_max)
 {
     uint8_t *p;
 
-    if (buffer_reserve(out, HEADER + NET_ADDRESSES_MAX * ADDRESS) < 0)
+    if (buffer_reserve(out, HEADER + NET_ADDRESSES_MAX * ADDRESS + flows_max * FLOW) < 0)
         return -1;
     p = out->data + out->len;
     put_be16(p, NET_STATE_VERSION);
@@ -89,31 +90,96 @@ int net_state_encode(struct buffer *out, const struct net_addresses *t)
     return 0;
 }
 
+void net_state_add_flow(struct buffer *out, size_t state, const struct net_flow *flow)
+{
+    uint8_t *p = out->data + out->len, *count = out->data + state + 4;
+
+    memset(p, 0, FLOW);
+    p[0] = flow->family;
+    p[1] = flow->tags;
+    memcpy(p + 2, flow->mac, 6);
+    memcpy(p + 8, flow->peer_mac, 6);
+    memcpy(p + 16, flow->tag, 8);
+    memcpy(p + 24, flow->ip, 16);
+    memcpy(p + 40, flow->peer_ip, 16);
+    put_be16(p + 56, flow->port);
+    put_be16(p + 58, flow->peer_port);
+    put_be32(p + 60, flow->seq);
+    put_be32(p + 64, flow->ack);
+    out->len += FLOW;
+    put_be32(count, get_be32(count) + 1);
+}
+
+void net_state_flow(const struct net_state *s, uint32_t i, struct net_flow *flow)
+{
+    const uint8_t *p = s->flow + (size_t)i * FLOW;
+
+    *flow = (struct net_flow){.family = p[0],
+                              .tags = p[1],
+                              .port = get_be16(p + 56),
+                              .peer_port = get_be16(p + 58),
+                              .seq = get_be32(p + 60),
+                              .ack = get_be32(p + 64)};
+    memcpy(flow->mac, p + 2, 6);
+    memcpy(flow->peer_mac, p + 8, 6);
+    memcpy(flow->tag, p + 16, 8);
+    memcpy(flow->ip, p + 24, 16);
+    memcpy(flow->peer_ip, p + 40, 16);
+}
+
+static int check_tags(const uint8_t *tag, unsigned tags, const char *what, unsigned i,
+                      struct error *err)
+{
+    if (tags > ETH_TAGS_MAX)
+        return error_set(err, "network state: %s %u has %u VLAN tags, at most %u", what, i, tags,
+                         ETH_TAGS_MAX);
+    for (unsigned k = 0; k < tags; k++) {
+        unsigned tpid = get_be16(tag + k * 4);
+        if (tpid != ETHERTYPE_VLAN_ && tpid != ETHERTYPE_QINQ_)
+            return error_set(err, "network state: %s %u has a VLAN tag of type 0x%04x", what, i,
+                             tpid);
+    }
+    return 0;
+}
+
 static int check_address(const struct net_address *a, unsigned i, struct error *err)
 {
     if (a->family != 0 && a->family != 4 && a->family != 6)
         return error_set(err, "network state: address %u has family %u, not 0, 4 or 6", i,
                          a->family);
-    if (a->tags > ETH_TAGS_MAX)
-        return error_set(err, "network state: address %u has %u VLAN tags, at most %u", i, a->tags,
-                         ETH_TAGS_MAX);
-    for (unsigned k = 0; k < a->tags; k++) {
-        unsigned tpid = get_be16(a->tag + k * 4);
-        if (tpid != ETHERTYPE_VLAN_ && tpid != ETHERTYPE_QINQ_)
-            return error_set(err, "network state: address %u has a VLAN tag of type 0x%04x", i,
-                             tpid);
-    }
+    if (check_tags(a->tag, a->tags, "address", i, err) < 0)
+        return -1;
     if (!is_station_mac(a->mac) || (a->family && !is_station_ip(a->family, a->ip)))
         return error_set(err, "network state: address %u is not one that a station can have", i);
     return 0;
 }
 
-int net_state_decode(struct net_addresses *t, const uint8_t *data, size_t len, struct error *err)
+bool net_flow_is_valid(const struct net_flow *f)
 {
-    struct net_addresses out = {0};
+    return is_station_mac(f->mac) && is_station_mac(f->peer_mac) &&
+           is_station_ip(f->family, f->ip) && is_station_ip(f->family, f->peer_ip);
+}
+
+static int check_flow(const struct net_flow *f, unsigned i, struct error *err)
+{
+    if (f->family != 4 && f->family != 6)
+        return error_set(err, "network state: flow %u has family %u, not 4 or 6", i, f->family);
+    if (check_tags(f->tag, f->tags, "flow", i, err) < 0)
+        return -1;
+    if (!net_flow_is_valid(f))
+        return error_set(err, "network state: flow %u is not between two stations", i);
+    return 0;
+}
+
+int net_state_decode(struct net_state *s, const uint8_t *data, size_t len, struct error *err)
+{
+    struct net_state out = {0};
+    struct net_addresses *t = &out.addresses;
+    struct net_flow flow;
+    size_t want;
 
     if (len == 0) {
-        *t = out;
+        *s = out;
         return 0;
     }
     if (len < HEADER)
@@ -122,20 +188,27 @@ int net_state_decode(struct net_addresses *t, const uint8_t *data, size_t len, s
     if (get_be16(data) != NET_STATE_VERSION)
         return error_set(err, "network state: version %u, this build knows %u", get_be16(data),
                          NET_STATE_VERSION);
-    out.count = get_be16(data + 2);
-    if (out.count > NET_ADDRESSES_MAX)
-        return error_set(err, "network state: %u addresses, at most %u", out.count,
+    t->count = get_be16(data + 2);
+    if (t->count > NET_ADDRESSES_MAX)
+        return error_set(err, "network state: %u addresses, at most %u", t->count,
                          NET_ADDRESSES_MAX);
-    if (get_be32(data + 4) != 0)
-        return error_set(err, "network state: %u open flows, version 1 has none",
-                         get_be32(data + 4));
-    if (len != HEADER + out.count * ADDRESS)
-        return error_set(err, "network state: %zu octets, %u addresses make %u", len, out.count,
-                         HEADER + out.count * ADDRESS);
-    memcpy(out.entry, data + HEADER, out.count * sizeof(out.entry[0]));
-    for (unsigned i = 0; i < out.count; i++)
-        if (check_address(&out.entry[i], i, err) < 0)
+    out.flows = get_be32(data + 4);
+    if (out.flows > NET_FLOWS_MAX)
+        return error_set(err, "network state: %u flows, at most %u", out.flows, NET_FLOWS_MAX);
+    want = HEADER + t->count * ADDRESS + out.flows * FLOW;
+    if (len != want)
+        return error_set(err, "network state: %zu octets, %u addresses and %u flows make %zu", len,
+                         t->count, out.flows, want);
+    memcpy(t->entry, data + HEADER, t->count * sizeof(t->entry[0]));
+    for (unsigned i = 0; i < t->count; i++)
+        if (check_address(&t->entry[i], i, err) < 0)
             return -1;
-    *t = out;
+    out.flow = data + HEADER + t->count * ADDRESS;
+    for (unsigned i = 0; i < out.flows; i++) {
+        net_state_flow(&out, i, &flow);
+        if (check_flow(&flow, i, err) < 0)
+            return -1;
+    }
+    *s = out;
     return 0;
 }

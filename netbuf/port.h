@@ -74,13 +74,13 @@ struct frames_port_config {
     const char *guest_path;   /* unix datagram socket of the guest's device: bound, not connected;
                                * may come later */
     const char *port_path;    /* ours; made by open, unlinked by close */
-    const char *tap;          /* tap interface, made when it does not exist; "" = none, frames end here;
-                               * or "unix:PATH" (tests): frames go to the datagram socket PATH from a
-                               * nameless one, so PATH finds the guest as a switch does, by the
+    const char *tap;          /* tap interface, made when it does not exist; "" = none, frames end
+                               * here; or "unix:PATH" (tests): frames go to the datagram socket PATH
+                               * from a nameless one, so PATH finds the guest as a switch does, by the
                                * frames that come */
     const char *mac;          /* of the guest, announced when no address is known; "" = none */
-    size_t queue_bytes;       /* bound of the held frames (R9), at least GATE_QUEUE_MIN: at the bound the
-                               * guest's sending waits */
+    size_t queue_bytes;       /* bound of the held frames (R9), at least GATE_QUEUE_MIN: at the
+                               * bound the guest's sending waits */
 };
 
 /* Begins in hold. */

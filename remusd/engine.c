@@ -28,14 +28,22 @@ void engine_init(struct engine *e, const struct vm_config *cfg)
 
 int engine_open(struct engine *e, struct vm *vm, struct port *port, struct error *err)
 {
-    struct page_encoder_config enc = {.guest_pages = vm->pages, .codec = PAGE_CODEC_LZ4};
+    unsigned threads = e->cfg->compression_threads;
+    struct page_encoder_config enc = {
+        .guest_pages = vm->pages,
+        .codec = strcmp(e->cfg->compression, "off") == 0    ? PAGE_CODEC_OFF
+                 : strcmp(e->cfg->compression, "zstd") == 0 ? PAGE_CODEC_ZSTD
+                                                            : PAGE_CODEC_LZ4,
+        .threads = threads,
+    };
     bool ok;
 
     e->vm = vm;
     e->port = port;
     ok = (e->staging = staging_new(e->cfg->staging_bytes)) &&
          (e->encoder = page_encoder_new(&enc)) &&
-         (e->block = malloc(page_block_bound(PAGE_BLOCK_MAX))) &&
+         (e->workers = workers_new(threads)) &&
+         (e->blocks = malloc(threads * page_block_bound(PAGE_BLOCK_MAX))) &&
          bitmap_init(&e->dirty, vm->pages) == 0 && bitmap_init(&e->touched, vm->pages) == 0;
     for (int i = 0; ok && i < PACER_IN_FLIGHT; i++)
         ok = bitmap_init(&e->inflight[i].pages, vm->pages) == 0 &&
@@ -57,7 +65,8 @@ void engine_free(struct engine *e)
     disk_close(e->disk);
     bitmap_free(&e->dirty);
     bitmap_free(&e->touched);
-    free(e->block);
+    workers_free(e->workers);
+    free(e->blocks);
     page_encoder_free(e->encoder);
     staging_free(e->staging);
     pthread_mutex_destroy(&e->lock);
@@ -118,7 +127,12 @@ int engine_attach(struct engine *e, struct link *link, uint64_t committed, struc
     e->link = link;
     e->link_end = LINK_UP;
     e->taken_before = e->pacer.taken;
+<<<<<<< HEAD
     e->disk_direct = committed == 0;
+=======
+    e->attached_at = clock_ns();
+    e->encode_before = e->stats.encode_ns;
+>>>>>>> main
     pacer_start(&e->pacer, e->pacer.taken, e->pacer.interval);
     pthread_mutex_unlock(&e->lock);
     if (e->disk && disk_start(e->disk, e->disk_base, poke_ship, e, err) < 0) {
@@ -162,7 +176,6 @@ void engine_detach(struct engine *e)
         if (ck->epoch == epoch)
             bitmap_or(&e->dirty, &ck->pages);
     }
-    e->stats.bytes_sent += link_bytes_sent(link);
     e->sync_round = 0;
     e->link = NULL;
     pthread_mutex_unlock(&e->lock);

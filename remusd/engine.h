@@ -24,6 +24,7 @@
 #include "pacer.h"
 #include "staging.h"
 #include "vm/vm.h"
+#include "workers.h"
 
 /* Phases of the pause, in order (R8). */
 enum phase {
@@ -56,8 +57,9 @@ enum link_end {
 
 struct engine_stats {
     uint64_t checkpoints;           /* acknowledged, all time */
-    uint64_t bytes_raw, bytes_sent; /* of pages before coding; on the wire, everything */
-    struct page_stats codec;        /* of all links up to the current one */
+    uint64_t raw[2], sent[2];       /* octets of pages before coding, octets on the wire: [0] of checkpoints,
+                                       [1] of synchronising */
+    struct page_stats codec;
     uint64_t encode_ns;
     struct samples pause[PHASES];   /* ns */
     struct samples dirty;           /* pages */
@@ -71,7 +73,8 @@ struct engine {
     struct disk *disk;              /* NULL: the VM has none */
     struct staging *staging;
     struct page_encoder *encoder;
-    uint8_t *block;                 /* room for one encoded block */
+    struct workers *workers;        /* encode blocks at the same time */
+    uint8_t *blocks;                /* room for one encoded block a worker */
 
     /* epoch thread only */
     struct bitmap dirty;            /* pages that the next checkpoint must carry */
@@ -85,9 +88,13 @@ struct engine {
     struct checkpoint inflight[PACER_IN_FLIGHT]; /* epoch N is in [N % PACER_IN_FLIGHT] */
     struct link *link;              /* NULL without one */
     uint64_t taken_before;          /* the last epoch taken before this link */
+<<<<<<< HEAD
     uint64_t disk_base[DISKS_MAX];  /* what the backup has of each disk; set before engine_attach */
     bool disk_direct;               /* it holds no checkpoint: what is synchronised goes to its images at once */
     uint64_t disk_acked;            /* generation of the last acknowledged checkpoint */
+=======
+    uint64_t attached_at, encode_before; /* when it began, and stats.encode_ns then */
+>>>>>>> main
     enum link_end link_end;
     struct error link_error;
     uint64_t sync_sent, sync_total; /* pages of the synchronisation */

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* What happens to the guest: live pre-copy, and the pause of a checkpoint. */
+#include <errno.h>
+#include <inttypes.h>
 #include <string.h>
 
 #include "common/cleanup.h"
@@ -77,7 +79,8 @@ static int capture(struct engine *e, struct checkpoint *ck, bool resume, uint64_
         e->holding = true;
     }
     if (e->port->ops->barrier(e->port, ck->epoch, &ck->net) < 0) {
-        error_set(err, "no memory for the network state");
+        error_set(err, "the packet port did not close epoch %" PRIu64 ": %s", ck->epoch,
+                  strerror(errno));
         goto out;
     }
     if (e->disk)
@@ -116,7 +119,6 @@ static void record(struct engine *e, uint64_t began, const uint64_t times[PHASES
     }
     samples_add(&e->stats.pause[PHASE_TOTAL], before - began);
     samples_add(&e->stats.dirty, pages);
-    e->stats.bytes_raw += pages * PAGE_SIZE;
 }
 
 int engine_checkpoint(struct engine *e, bool resume, struct error *err)

@@ -14,8 +14,12 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
+<<<<<<< HEAD
 #include "disk/image.h"
 #include "disk/server.h"
+=======
+#include "common/urgent.h"
+>>>>>>> main
 #include "protection-impl.h"
 
 #define CONNECT_NS NS_PER_S
@@ -286,6 +290,30 @@ static bool wait_for_acks(struct engine *e)
     return e->link_end == LINK_UP;
 }
 
+/* Waits until the backup has ended the link, for a while. */
+static void wait_for_end(struct engine *e)
+{
+    uint64_t deadline = clock_ns() + GOODBYE_NS;
+    SCOPED_LOCK(&e->lock);
+
+    while (e->link_end == LINK_UP && clock_ns() < deadline)
+        engine_wait(e, deadline);
+}
+
+/*
+ * Sends GOODBYE and waits until the backup has answered in kind: it will not take over.  Nothing should be on its way: the
+ * backup closes, and whoever is still sending might see that before the answer is read.
+ */
+static bool say_goodbye(struct protection *p, const char *why)
+{
+    struct engine *e = &p->engine;
+
+    if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0)
+        wait_for_end(e);
+    engine_end_link(e, LINK_LOST, "the backup did not confirm the goodbye");
+    return engine_link_state(e, NULL) == LINK_GOODBYE;
+}
+
 /* The guest ended by itself: nothing must be taken over.  Its process died: the backup has the last checkpoint. */
 static bool guest_gone(struct protection *p, enum vm_health health)
 {
@@ -295,13 +323,14 @@ static bool guest_gone(struct protection *p, enum vm_health health)
         return false;
     if (health == VM_DIED && e->link && p->lc.state == LC_PROTECTED) {
         note(p, "the guest's process died: handing over to the backup");
-        link_send_empty(e->link, PROTO_HANDOVER, e->pacer.acked);
+        if (link_send_empty(e->link, PROTO_HANDOVER, e->pacer.acked) == 0)
+            wait_for_end(e);
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
         return true;
     }
     note(p, health == VM_SHUT_DOWN ? "the guest shut down" : "the guest's process died");
     if (e->link)
-        link_send_notice(e->link, PROTO_GOODBYE, 0, "the guest shut down");
+        say_goodbye(p, "the guest shut down");
     EVENT(p, lifecycle_guest_gone(&p->lc, clock_ns()));
     return true;
 }
@@ -367,6 +396,8 @@ static void run_epochs(struct protection *p)
         if (guest_gone(p, guest_health(p)))
             return;
         if (engine_checkpoint(&p->engine, true, &err) < 0) {
+            if (guest_gone(p, p->vm->ops->health(p->vm))) /* in the middle of it: no failure (R7) */
+                return;
             engine_end_link(&p->engine, LINK_LOST, "checkpoint failed: %s", err.text);
             return;
         }
@@ -389,21 +420,6 @@ static void protect_over_link(struct protection *p, uint64_t committed)
     p->committed = committed;
     p->synchronised = false;
     run_epochs(p);
-}
-
-/* Sends GOODBYE and waits until the backup has answered in kind: it will not take over. */
-static bool say_goodbye(struct protection *p, const char *why)
-{
-    struct engine *e = &p->engine;
-    uint64_t deadline = clock_ns() + GOODBYE_NS;
-
-    if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0) {
-        SCOPED_LOCK(&e->lock);
-        while (e->link_end == LINK_UP && clock_ns() < deadline)
-            engine_wait(e, deadline);
-    }
-    engine_end_link(e, LINK_LOST, "the backup did not confirm the goodbye");
-    return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
 
 /*
@@ -446,11 +462,11 @@ static bool serve_request(struct protection *p)
 {
     switch (take_request(p)) {
     case REQUEST_UNPROTECT: /* not confirmed: the backup may take over, so output stays held (R7) */
-        if (say_goodbye(p, "protection ended by the operator"))
+        if (wait_for_acks(&p->engine) && say_goodbye(p, "protection ended by the operator"))
             EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
         return false;
     case REQUEST_STOP:
-        if (say_goodbye(p, "remusd stops"))
+        if (wait_for_acks(&p->engine) && say_goodbye(p, "remusd stops"))
             EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
         EVENT(p, p->request = REQUEST_STOP);
         return false;

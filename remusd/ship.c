@@ -3,13 +3,16 @@
 #define XXH_INLINE_ALL
 #include <errno.h>
 #include <inttypes.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/wire.h"
+#include "compress/page-auto.h"
 #include "engine.h"
 
 #define SYNC_OCTETS (1u << 20) /* of disk blocks in one record */
@@ -21,6 +24,7 @@ struct digest {
     uint64_t epoch; /* of the last block */
 };
 
+<<<<<<< HEAD
 /* What the next DISK_END will say, likewise. */
 struct disk_digest {
     XXH3_state_t hash;
@@ -105,30 +109,88 @@ static int send_pages(struct engine *e, struct digest *d, const struct staging_r
     uint64_t began = clock_ns();
     struct iovec iov = {.iov_base = e->block};
     ssize_t len;
+=======
+/* Blocks that are encoded at the same time, one a worker. */
+struct batch {
+    struct engine *engine;
+    const uint8_t *pages[PAGE_THREADS_MAX * PAGE_BLOCK_MAX];
+    ssize_t length[PAGE_THREADS_MAX];
+};
+>>>>>>> main
 
+static void add_to_digest(struct digest *d, const struct staging_run *run)
+{
     for (size_t i = 0; i < run->count; i++) {
         uint8_t pfn[8];
         struct wire_writer w = wire_writer(pfn, sizeof(pfn));
 
         wire_put_uint(&w, run->pfns[i], 8);
-        pages[i] = run->pages + i * PAGE_SIZE;
         XXH3_64bits_update(&d->hash, pfn, sizeof(pfn));
-        XXH3_64bits_update(&d->hash, pages[i], PAGE_SIZE);
+        XXH3_64bits_update(&d->hash, run->pages + i * PAGE_SIZE, PAGE_SIZE);
     }
     d->pages += run->count;
-    if (run->epoch == 0 || run->epoch != d->epoch) /* synchronising, each block is applied at once */
+}
+
+static void encode_one(void *arg, unsigned i)
+{
+    struct batch *b = arg;
+    struct engine *e = b->engine;
+
+    b->length[i] = page_encode_planned(e->encoder, i, e->blocks + i * page_block_bound(PAGE_BLOCK_MAX),
+                                       page_block_bound(PAGE_BLOCK_MAX));
+}
+
+/* At most as many blocks as there are workers. */
+static int encode_and_send(struct engine *e, struct batch *b, uint64_t epoch, const uint64_t *pfns,
+                           const uint8_t *const *pages, size_t count)
+{
+    uint64_t began = clock_ns(), sent = 0;
+    unsigned blocks = 0;
+
+    for (size_t at = 0; at < count; at += PAGE_BLOCK_MAX) {
+        size_t n = count - at < PAGE_BLOCK_MAX ? count - at : PAGE_BLOCK_MAX;
+
+        if (page_plan(e->encoder, blocks++, pfns + at, pages + at, n) < 0)
+            return -1;
+    }
+    workers_run(e->workers, blocks, encode_one, b);
+    began = clock_ns() - began;
+    for (unsigned i = 0; i < blocks; i++) {
+        struct iovec iov = {e->blocks + i * page_block_bound(PAGE_BLOCK_MAX), (size_t)b->length[i]};
+
+        if (b->length[i] < 0 || link_send(e->link, PROTO_PAGES, epoch, &iov, 1) < 0)
+            return -1;
+        sent += iov.iov_len + PROTO_HEADER_LEN;
+    }
+    SCOPED_LOCK(&e->lock);
+    e->stats.encode_ns += began;
+    e->stats.codec = *page_encoder_stats(e->encoder);
+    e->stats.raw[epoch == 0] += count * PAGE_SIZE;
+    e->stats.sent[epoch == 0] += sent;
+    return 0;
+}
+
+static int send_pages(struct engine *e, struct digest *d, struct batch *b,
+                      const struct staging_run *run)
+{
+    for (size_t i = 0; i < run->count; i++)
+        b->pages[i] = run->pages + i * PAGE_SIZE;
+    add_to_digest(d, run);
+    if (run->epoch != d->epoch)
         page_encoder_begin(e->encoder);
     d->epoch = run->epoch;
-    len = page_encode(e->encoder, run->pfns, pages, run->count, e->block,
-                      page_block_bound(PAGE_BLOCK_MAX));
-    if (len < 0)
-        return -1;
-    iov.iov_len = (size_t)len;
-    pthread_mutex_lock(&e->lock);
-    e->stats.encode_ns += clock_ns() - began;
-    e->stats.codec = *page_encoder_stats(e->encoder);
-    pthread_mutex_unlock(&e->lock);
-    return link_send(e->link, PROTO_PAGES, run->epoch, &iov, 1);
+    if (run->epoch != 0)
+        return encode_and_send(e, b, run->epoch, run->pfns, b->pages, run->count);
+
+    /* While synchronising the backup applies each block before it decodes the next. */
+    for (size_t at = 0; at < run->count; at += PAGE_BLOCK_MAX) {
+        size_t n = run->count - at < PAGE_BLOCK_MAX ? run->count - at : PAGE_BLOCK_MAX;
+
+        page_encoder_begin(e->encoder);
+        if (encode_and_send(e, b, 0, run->pfns + at, b->pages + at, n) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 /* State and network state, in pieces of what a record may carry. */
@@ -143,7 +205,33 @@ static int send_blob(struct engine *e, enum proto_type type, uint64_t epoch,
             return -1;
         at += n;
     }
+    SCOPED_LOCK(&e->lock);
+    e->stats.sent[0] += blob->len;
     return 0;
+}
+
+/* compression = auto: looks at each checkpoint that was shipped and may change the codec for the next. */
+static void choose_codec(struct engine *e, struct page_auto *a, struct page_auto_sample *before)
+{
+    const struct page_stats *s = page_encoder_stats(e->encoder);
+    double load = 1, cores = (double)sysconf(_SC_NPROCESSORS_ONLN);
+    struct page_auto_sample now = {
+        .pages = s->bytes_in / PAGE_SIZE,
+        .bytes_out = s->bytes_out,
+        .encode_ns = e->stats.encode_ns,
+        .link_bps = link_rate(e->link),
+    }, delta = now;
+
+    if (strcmp(e->cfg->compression, "auto") != 0)
+        return;
+    getloadavg(&load, 1);
+    delta.pages -= before->pages;
+    delta.bytes_out -= before->bytes_out;
+    delta.encode_ns -= before->encode_ns;
+    delta.cpu_share = load > cores ? cores / load : 1;
+    *before = now;
+    if (delta.pages)
+        page_encoder_set_codec(e->encoder, page_auto_choose(a, &delta));
 }
 
 static int send_end(struct engine *e, struct digest *d, const struct checkpoint *ck)
@@ -177,17 +265,30 @@ static int send_end(struct engine *e, struct digest *d, const struct checkpoint 
 void *engine_ship(void *engine)
 {
     struct engine *e = engine;
+    struct batch batch = {.engine = e};
     struct digest d = {.pages = 0};
+<<<<<<< HEAD
     struct disk_digest dd = {.next = e->taken_before + 1, .direct = e->disk_direct};
+=======
+    struct page_auto_sample before = {0};
+>>>>>>> main
     struct staging_run run;
+    struct page_auto choice;
 
+    page_auto_init(&choice);
     XXH3_64bits_reset(&d.hash);
+<<<<<<< HEAD
     XXH3_64bits_reset(&dd.hash);
     if (e->disk)
         staging_poke(e->staging);
     while (staging_take(e->staging, PAGE_BLOCK_MAX, &run)) {
         const struct checkpoint *ck = &e->inflight[run.epoch % PACER_IN_FLIGHT];
         int rc, any = 1;
+=======
+    while (staging_take(e->staging, e->cfg->compression_threads * PAGE_BLOCK_MAX, &run)) {
+        const struct checkpoint *ck = &e->inflight[run.epoch % PACER_IN_FLIGHT];
+        int rc = run.count ? send_pages(e, &d, &batch, &run) : send_end(e, &d, ck);
+>>>>>>> main
 
         if (run.epoch)
             dd.direct = false;
@@ -208,6 +309,8 @@ void *engine_ship(void *engine)
                             strerror(errno));
             break;
         }
+        if (run.count == 0)
+            choose_codec(e, &choice, &before);
         staging_done(e->staging, &run);
     }
     buffer_free(&dd.sync);

@@ -21,7 +21,7 @@ struct staging {
     uint8_t *pages;
     uint64_t *pfns, *epochs;
     uint64_t capacity;
-    uint64_t put, head, tail; /* ever put, shown to take, done; the index in the ring is modulo capacity */
+    uint64_t put, head, tail; /* ever put, shown to take, done; in the ring modulo capacity */
     struct end ends[ENDS_MAX];
     unsigned end_count;
     bool aborted, poked;

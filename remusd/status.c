@@ -139,19 +139,18 @@ static json_t *counters(const struct protection *p)
 {
     const struct engine *e = &p->engine;
     const struct engine_stats *s = &e->stats;
-    uint64_t sent = s->bytes_sent + (e->link ? link_bytes_sent(e->link) : 0);
-    uint64_t life = clock_ns() - p->lc.since;
+    double pages = (double)s->codec.bytes_in / PAGE_SIZE;
 
     return json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "epoch", (json_int_t)e->pacer.taken,
-        "acked_epoch", (json_int_t)e->pacer.acked, "in_flight",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "epoch",
+        (json_int_t)e->pacer.taken, "acked_epoch", (json_int_t)e->pacer.acked, "in_flight",
         (json_int_t)(e->link ? e->pacer.taken - e->pacer.acked : 0), "checkpoints",
         (json_int_t)s->checkpoints, "waited", (json_int_t)e->pacer.waited, "bytes_raw",
-        (json_int_t)s->codec.bytes_in, "bytes_sent", (json_int_t)sent, "ratio",
-        s->codec.bytes_out ? (double)s->codec.bytes_in / (double)s->codec.bytes_out : 0.0,
-        "cache_hit_rate",
-        s->codec.bytes_in ? (double)s->codec.hits * PAGE_BYTES / (double)s->codec.bytes_in : 0.0, "cpu_share",
-        life ? (double)s->encode_ns / (double)life : 0.0);
+        (json_int_t)s->raw[0], "bytes_sent", (json_int_t)s->sent[0], "sync_bytes_raw",
+        (json_int_t)s->raw[1], "sync_bytes_sent", (json_int_t)s->sent[1], "ratio",
+        s->sent[0] ? (double)s->raw[0] / (double)s->sent[0] : 0.0, "cache_hit_rate",
+        pages > 0 ? (double)s->codec.hits / pages : 0.0, "encode_us_per_page",
+        pages > 0 ? (double)s->encode_ns / pages / 1000 : 0.0);
 }
 
 json_t *protection_status(struct protection *p)
@@ -178,8 +177,16 @@ json_t *protection_status(struct protection *p)
     json_object_set_new(o, "net", net(p->ready ? p->port : NULL));
     json_object_set_new(o, "staging", staging(p));
     json_object_set_new(o, "disks", disks(p));
+    json_object_set_new(o, "cpu_share",
+                        json_real(e->link && now > e->attached_at
+                                      ? (double)(e->stats.encode_ns - e->encode_before) /
+                                            (double)(now - e->attached_at)
+                                      : 0));
     json_object_set_new(o, "last_error",
                         p->last_error[0] ? json_string(p->last_error) : json_null());
+    json_object_set_new(o, "last_error_s",
+                        p->last_error[0] ? json_real((double)(now - p->last_error_at) / 1e9)
+                                         : json_null());
     json_object_set_new(o, "advice", todo ? json_string(todo) : json_null());
     return o;
 }

@@ -3,6 +3,7 @@
 #ifndef GATE_FRAMES_H
 #define GATE_FRAMES_H
 
+#include <stddef.h>
 #include <string.h>
 
 #include "netbuf/packet.h"
@@ -51,6 +52,36 @@ static inline size_t put_addressed(uint8_t *f, int family, const uint8_t mac[6],
     f[at + 6] = 59;
     memcpy(f + at + 8, ip, 16);
     return at + 40;
+}
+
+/* A TCP segment over IPv4 from `station` 10.0.0.1:sport to 10.0.0.2:dport; `id` goes into the IP
+ * header's identification.  Returns the length. */
+static inline size_t put_tcp(uint8_t *f, uint16_t id, uint16_t sport, uint16_t dport, uint32_t seq,
+                             uint8_t flags, const void *data, size_t len)
+{
+    static const uint8_t peer[6] = {2, 0, 0, 0, 0, 2}, from[4] = {10, 0, 0, 1},
+                         to[4] = {10, 0, 0, 2};
+    size_t at = put_header(f, station, NULL, 0, ETHERTYPE_IPV4_);
+    uint8_t *ip = f + at, *tcp = ip + 20;
+
+    memcpy(f, peer, 6);
+    memset(ip, 0, 40);
+    ip[0] = 0x45;
+    put_be16(ip + 2, (uint16_t)(40 + len));
+    put_be16(ip + 4, id);
+    ip[8] = 64;
+    ip[9] = 6;
+    memcpy(ip + 12, from, 4);
+    memcpy(ip + 16, to, 4);
+    put_be16(tcp, sport);
+    put_be16(tcp + 2, dport);
+    put_be32(tcp + 4, seq);
+    put_be32(tcp + 8, 1);
+    tcp[12] = 0x50;
+    tcp[13] = flags;
+    if (len)
+        memcpy(tcp + 20, data, len);
+    return at + 40 + len;
 }
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Transcripts of backup/detector.h.  After each command the machine is run until it has nothing to do; its
- * actions and, when it changed, its state are said.  Behind `advance`, with the milliseconds since its start.
+ * Transcripts of backup/detector.h. After each command the machine is run until it has nothing to
+ * do; its actions and, when it changed, its state are said. Behind `advance`, with the milliseconds
+ * since its start.
  */
 #include <stdio.h>
 #include <string.h>

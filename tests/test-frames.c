@@ -263,7 +263,7 @@ static void test_backpressure(void **state)
 
     n->cfg.queue_bytes = GATE_QUEUE_MIN;
     open_port(n);
-    while (tries < 100) {
+    while (tries < 20 || stats(n).full_ns == 0) {
         if (guest_sends(n, sent, MSG_DONTWAIT) > 0) {
             sent++;
             tries = 0;
@@ -301,7 +301,7 @@ static void test_slow_network(void **state)
     guest_sends_range(n, 2000, 2100);
     barrier(n, 2);
     usleep(30000);
-    assert_true(stats(n).held_frames > 1000);
+    assert_true(stats(n).held_frames > 500);
     network_gets(n, 0, 2000);
     network_gets_nothing(n);
     release(n, 2);

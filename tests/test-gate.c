@@ -19,6 +19,14 @@
 static const char *const verdicts[] = {"held", "passed", "full", "refused"};
 static uint8_t frame[GATE_FRAME_MAX + 64];
 
+static int barrier(struct gate *g, uint64_t epoch)
+{
+    static struct buffer net_state;
+
+    buffer_clear(&net_state);
+    return gate_barrier(g, epoch, &net_state);
+}
+
 /* Transcripts */
 
 struct run {
@@ -129,11 +137,11 @@ static void command(struct run *r, char *line)
     }
     sscanf(line, "%lu %lu", &a, &b);
     if (strcmp(word, "barrier") == 0) {
-        if (gate_barrier(r->g, a) < 0)
+        if (barrier(r->g, a) < 0)
             say(r, "refused\n");
     } else if (strcmp(word, "barriers") == 0) {
         while (a <= b)
-            assert_int_equal(gate_barrier(r->g, a++), 0);
+            assert_int_equal(barrier(r->g, a++), 0);
     } else if (strcmp(word, "release") == 0) {
         gate_release(r->g, a);
     } else if (strcmp(word, "out") == 0) {
@@ -202,7 +210,7 @@ static void test_transcripts(void **state)
             cmd_number = number;
         } else if (more && line[0] == 'c') {
             gate_free(r.g);
-            r.g = gate_new(GATE_QUEUE_MIN);
+            r.g = gate_new(GATE_QUEUE_MIN, 0);
             r.now = NS_PER_MS;
             cases++;
         }
@@ -328,7 +336,7 @@ static void model_out(struct model *m, struct gate *g, uint64_t now)
 static void schedule(uint64_t with_seed)
 {
     struct model *m = calloc(1, sizeof(*m));
-    struct gate *g = gate_new(GATE_QUEUE_MIN);
+    struct gate *g = gate_new(GATE_QUEUE_MIN, 0);
     uint64_t epoch = 0, now = 1;
     struct gate_stats st;
 
@@ -341,7 +349,7 @@ static void schedule(uint64_t with_seed)
             model_send(m, g, now);
         else if (what < 79) {
             epoch += 1 + rnd(2);
-            assert_int_equal(gate_barrier(g, epoch), 0);
+            assert_int_equal(barrier(g, epoch), 0);
             model_barrier(m, epoch);
         } else if (what < 88) {
             uint64_t e = epoch + 1 - rnd(epoch > 6 ? 6 : (unsigned)epoch + 1);
@@ -410,7 +418,7 @@ static void test_net_state_format(void **state)
     (void)state;
     learn(&t, 4, "10.1.2.3", 0);
     learn(&t, 6, "2001:db8::5", 1);
-    assert_int_equal(net_state_encode(&b, &t), 0);
+    assert_int_equal(net_state_encode(&b, &t, 0), 0);
     assert_int_equal(b.len, sizeof(golden));
     assert_memory_equal(b.data, golden, sizeof(golden));
 
@@ -422,29 +430,58 @@ static void test_net_state_format(void **state)
         snprintf(ip, sizeof(ip), "10.0.0.%u", i);
         learn(&t, 4, ip, 0);
     }
-    assert_int_equal(net_state_encode(&b, &t), 0);
+    assert_int_equal(net_state_encode(&b, &t, 0), 0);
     assert_ptr_equal(b.data, data);
     buffer_free(&b);
 }
 
+static struct net_flow some_flow(void)
+{
+    return (struct net_flow){.family = 4,
+                             .tags = 1,
+                             .mac = {2, 0, 0, 0, 0, 1},
+                             .peer_mac = {2, 0, 0, 0, 0, 2},
+                             .tag = {0x81, 0, 0, 7},
+                             .ip = {10, 1, 2, 3},
+                             .peer_ip = {10, 1, 2, 4},
+                             .port = 5432,
+                             .peer_port = 40000,
+                             .seq = 0x01020304,
+                             .ack = 0x05060708};
+}
+
 static void test_net_state_decode(void **state)
 {
-    struct net_addresses t, u = {0};
+    static const uint8_t golden[72] = {
+        4, 1,  2, 0, 0, 0, 0, 1, 2, 0, 0,  0,  0,   2,  0, 0, 0x81, 0,  0, 7, 0, 0, 0,
+        0, 10, 1, 2, 3, 0, 0, 0, 0, 0, 0,  0,  0,   0,  0, 0, 0,    10, 1, 2, 4, 0, 0,
+        0, 0,  0, 0, 0, 0, 0, 0, 0, 0, 21, 56, 156, 64, 1, 2, 3,    4,  5, 6, 7, 8,
+    };
+    struct net_addresses t;
+    struct net_state s = {0};
+    struct net_flow flow = some_flow(), back;
     struct buffer b = {0};
     struct error err;
 
     (void)state;
     some_addresses(&t);
-    assert_int_equal(net_state_encode(&b, &t), 0);
-    assert_int_equal(net_state_decode(&u, b.data, b.len, &err), 0);
-    assert_int_equal(u.count, 3);
-    assert_memory_equal(u.entry, t.entry, 3 * sizeof(t.entry[0]));
-    assert_int_equal(net_state_decode(&u, NULL, 0, &err), 0);
-    assert_int_equal(u.count, 0);
-    u.count = 9;
+    assert_int_equal(net_state_encode(&b, &t, 2), 0);
+    net_state_add_flow(&b, 0, &flow);
+    flow.family = 6;
+    net_state_add_flow(&b, 0, &flow);
+    assert_memory_equal(b.data + 8 + 3 * 32, golden, 72);
+    assert_int_equal(net_state_decode(&s, b.data, b.len, &err), 0);
+    assert_int_equal(s.addresses.count, 3);
+    assert_memory_equal(s.addresses.entry, t.entry, 3 * sizeof(t.entry[0]));
+    assert_int_equal(s.flows, 2);
+    net_state_flow(&s, 1, &back);
+    assert_memory_equal(&back, &flow, sizeof(flow));
+    assert_int_equal(net_state_decode(&s, NULL, 0, &err), 0);
+    assert_int_equal(s.flows, 0);
+    s.flows = 9;
     for (size_t len = 1; len < b.len; len++) {
-        assert_int_equal(net_state_decode(&u, b.data, len, &err), -1);
-        assert_int_equal(u.count, 9);
+        assert_int_equal(net_state_decode(&s, b.data, len, &err), -1);
+        assert_int_equal(s.flows, 9);
     }
     buffer_free(&b);
 }
@@ -459,15 +496,23 @@ static void test_net_state_bad(void **state)
     } bad[] = {
         {1, 2, "network state: version 2, this build knows 1"},
         {3, 17, "network state: 17 addresses, at most 16"},
-        {3, 2, "network state: 104 octets, 2 addresses make 72"},
-        {7, 1, "network state: 1 open flows, version 1 has none"},
+        {3, 2, "network state: 176 octets, 2 addresses and 1 flows make 144"},
+        {7, 2, "network state: 176 octets, 3 addresses and 2 flows make 248"},
+        {6, 17, "network state: 4353 flows, at most 4096"},
         {8, 5, "network state: address 0 has family 5, not 0, 4 or 6"},
         {9, 3, "network state: address 0 has 3 VLAN tags, at most 2"},
         {10, 3, "network state: address 0 is not one that a station can have"},
         {24, 255, "network state: address 0 is not one that a station can have"},
         {49, 4, "network state: address 1 has a VLAN tag of type 0x8104"},
+        {104, 0, "network state: flow 0 has family 0, not 4 or 6"},
+        {105, 3, "network state: flow 0 has 3 VLAN tags, at most 2"},
+        {112, 1, "network state: flow 0 is not between two stations"},
+        {121, 1, "network state: flow 0 has a VLAN tag of type 0x8101"},
+        {144, 0, "network state: flow 0 is not between two stations"},
     };
-    struct net_addresses t, u;
+    struct net_addresses t;
+    struct net_state u;
+    struct net_flow flow = some_flow();
     struct buffer b = {0};
     struct error err;
 
@@ -475,7 +520,8 @@ static void test_net_state_bad(void **state)
     for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
         some_addresses(&t);
         buffer_clear(&b);
-        assert_int_equal(net_state_encode(&b, &t), 0);
+        assert_int_equal(net_state_encode(&b, &t, 1), 0);
+        net_state_add_flow(&b, 0, &flow);
         b.data[bad[i].at] = bad[i].value;
         assert_int_equal(net_state_decode(&u, b.data, b.len, &err), -1);
         assert_string_equal(err.text, bad[i].text);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Transcripts of remusd/lifecycle.h.  After each command the machine is run until it has nothing to do; its
- * actions are said, its state when it changed, and whether the guest's output is held when that changed.
- * `advance` sleeps from deadline to deadline, as the daemon does, so it tests lifecycle_deadline() too.
+ * Transcripts of remusd/lifecycle.h. After each command the machine is run until it has nothing to
+ * do; its actions are said, its state when it changed, and whether the guest's output is held when
+ * that changed. `advance` sleeps from deadline to deadline, as the daemon does, so it tests
+ * lifecycle_deadline() too.
  */
 #include <stdio.h>
 #include <string.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Transcripts of remusd/pacer.h.  `advance` is the epoch loop: it wakes up exactly when a checkpoint is due and
- * takes it; `late` is a loop that wakes up only at the end.
+ * Transcripts of remusd/pacer.h. `advance` is the epoch loop: it wakes up exactly when a checkpoint
+ * is due and takes it; `late` is a loop that wakes up only at the end.
  */
 #include <stdio.h>
 #include <string.h>

@@ -33,8 +33,8 @@ struct outcome {
     uint8_t page[PAGE_BYTES];
 };
 
-static void run(const struct page_words_ops *ops, const uint8_t *page, const uint8_t *old, bool difference,
-                struct outcome *o)
+static void run(const struct page_words_ops *ops, const uint8_t *page, const uint8_t *old,
+                bool difference, struct outcome *o)
 {
     struct page_parts parts = {o->words, o->bytes, o->data};
 
@@ -98,7 +98,10 @@ static void test_r4_vector_code_equals_plain(void **state)
     }
 }
 
-/* R9: the cache is no larger than its slots, forgets what was used longest ago, and keeps what a checkpoint uses. */
+/*
+ * R9: the cache is no larger than its slots, forgets what was used longest ago, and keeps what a
+ * checkpoint uses.
+ */
 static void test_r9_cache(void **state)
 {
     struct page_cache *c = page_cache_new(3);
@@ -140,30 +143,37 @@ static void test_r9_cache(void **state)
     page_cache_free(c);
 }
 
-static enum page_codec after(struct page_auto *a, int checkpoints, uint64_t link_bps, double cpu_share)
+static enum page_codec after(struct page_auto *a, int checkpoints, uint64_t link_bps,
+                             double cpu_share)
 {
     /* A page costs 600 ns and 400 bytes with LZ4, 960 ns and 288 bytes with zstd. */
     for (int i = 0; i < checkpoints; i++) {
         bool lz4 = a->codec == PAGE_CODEC_LZ4;
-        struct page_auto_sample s = {100, lz4 ? 40000 : 28800, lz4 ? 60000 : 96000, link_bps, cpu_share};
+        struct page_auto_sample s = {100, lz4 ? 40000 : 28800, lz4 ? 60000 : 96000, link_bps,
+                                     cpu_share};
 
         page_auto_choose(a, &s);
     }
     return a->codec;
 }
 
-/* compression = auto: zstd where the link is what is waited for; no change for a moment or a trifle. */
+/*
+ * compression = auto: zstd where the link is what is waited for; no change for a moment or a
+ * trifle.
+ */
 static void test_auto_follows_link_and_processor(void **state)
 {
     struct page_auto a;
 
     (void)state;
     page_auto_init(&a);
-    assert_int_equal(after(&a, 100, 10000000000, 1), PAGE_CODEC_LZ4);  /* 40 ns to send, 600 to encode */
+    assert_int_equal(after(&a, 100, 10000000000, 1),
+                     PAGE_CODEC_LZ4); /* 40 ns to send, 600 to encode */
     assert_int_equal(after(&a, 10, 12500000, 1), PAGE_CODEC_LZ4);      /* slow for a moment */
     assert_int_equal(after(&a, 1, 10000000000, 1), PAGE_CODEC_LZ4);
-    assert_int_equal(after(&a, 100, 12500000, 1), PAGE_CODEC_ZSTD);    /* 100 Mbit/s: 32 us to send */
-    assert_int_equal(after(&a, 100, 400000000, 1), PAGE_CODEC_ZSTD);   /* 960 against 1000: a trifle */
+    assert_int_equal(after(&a, 100, 12500000, 1), PAGE_CODEC_ZSTD); /* 100 Mbit/s: 32 us to send */
+    assert_int_equal(after(&a, 100, 400000000, 1),
+                     PAGE_CODEC_ZSTD); /* 960 against 1000: a trifle */
     assert_int_equal(after(&a, 100, 12500000, 0.01), PAGE_CODEC_LZ4);  /* no processor to spare */
     assert_int_equal(after(&a, 100, 0, 1), PAGE_CODEC_LZ4);            /* link not known */
 }

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* The page codec: what is decoded is what was encoded (R4), and nothing hostile gets through (R10). */
+/*
+ * The page codec: what is decoded is what was encoded (R4), and nothing hostile gets through
+ * (R10).
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -155,7 +158,10 @@ static void test_r4_replica_equals_guest(void **state)
         }
 }
 
-/* R4: a block of a checkpoint that the receiver does not hold cannot be decoded, nor any after it. */
+/*
+ * R4: a block of a checkpoint that the receiver does not hold cannot be decoded, nor any after
+ * it.
+ */
 static void test_r4_lost_block_is_noticed(void **state)
 {
     struct pair p = pair_new(PAGE_CODEC_LZ4, GUEST);
@@ -184,7 +190,10 @@ static void test_r4_lost_block_is_noticed(void **state)
     free(out);
 }
 
-/* R10: every truncation and every flipped bit gives an error with a text, or other pages; never a crash. */
+/*
+ * R10: every truncation and every flipped bit gives an error with a text, or other pages; never a
+ * crash.
+ */
 static void test_r10_damaged_blocks(void **state)
 {
     static uint8_t out[PAGE_BLOCK_MAX * 5000], bad[PAGE_BLOCK_MAX * 4300];
@@ -259,7 +268,10 @@ static void *run_job(void *arg)
     return NULL;
 }
 
-/* The bytes are the same whatever number of threads works on a checkpoint, also when the cache is too small for it. */
+/*
+ * The bytes are the same whatever number of threads works on a checkpoint, also when the cache is
+ * too small for it.
+ */
 static void test_threads_change_nothing(void **state)
 {
     enum { THREADS = 3, BLOCK = 40 };
@@ -306,12 +318,16 @@ static void test_threads_change_nothing(void **state)
             }
         }
     }
-    assert_memory_equal(page_encoder_stats(many), page_encoder_stats(p.enc), sizeof(struct page_stats));
+    assert_memory_equal(page_encoder_stats(many), page_encoder_stats(p.enc),
+                        sizeof(struct page_stats));
     page_encoder_free(many);
     pair_free(&p);
 }
 
-/* R9: nothing is allocated after the start, and zstd's context is large enough for the largest block. */
+/*
+ * R9: nothing is allocated after the start, and zstd's context is large enough for the largest
+ * block.
+ */
 static void test_r9_no_allocation(void **state)
 {
     (void)state;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The staging buffer: order and content over wrap-around (R4), the bound (R9), what the ship thread sees while the guest
- * is paused (R8).  Built with ThreadSanitizer it shows races between the two threads too.
+ * The staging buffer: order and content over wrap-around (R4), the bound (R9), what the ship thread
+ * sees while the guest is paused (R8). Built with ThreadSanitizer it shows races between the two
+ * threads too.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -110,7 +111,7 @@ static void start(struct other *o, void *(*run)(void *))
     assert_int_equal(pthread_create(&o->thread, NULL, run, o), 0);
 }
 
-/* A thread that would go on has gone on by then; too short a time hides a fault, it never invents one. */
+/* A thread that would go on has gone on by then; too short a time only hides a fault. */
 static void assert_waits(struct other *o)
 {
     clock_sleep_until(clock_ns() + 50 * NS_PER_MS);
@@ -322,7 +323,8 @@ static void *ship(void *arg)
     unsigned seed = 7;
     struct staging_run run;
 
-    while (!r->wrong && epoch <= CHECKPOINTS && staging_take(s, 1 + (size_t)rand_r(&seed) % 64, &run)) {
+    while (!r->wrong && epoch <= CHECKPOINTS &&
+           staging_take(s, 1 + (size_t)rand_r(&seed) % 64, &run)) {
         const struct bitmap *set = &r->sets[epoch % (IN_FLIGHT + 1)];
 
         if (run.epoch != epoch)

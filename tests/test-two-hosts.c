@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * R7, R1: both decision machines (lifecycle on the primary, detector on the backup), joined by a link that delays, loses
- * its tail and is cut, with an arbiter that grants one side only, an operator who acts as the manual allows,
- * hosts that freeze or die and daemons that restart.  Every order of events is tried, breadth first, until no new state
- * of the two is found.  What the daemons do around the machines (protection.c, standby.c) is modelled here in few lines.
+ * R7, R1: both decision machines (lifecycle on the primary, detector on the backup), joined by a
+ * link that delays, loses its tail and is cut, with an arbiter that grants one side only, an
+ * operator who acts as the manual allows, hosts that freeze or die and daemons that restart. Every
+ * order of events is tried, breadth first, until no new state of the two is found. What the daemons
+ * do around the machines (protection.c, standby.c) is modelled here in few lines.
  *
  *   two    the backup took over, and the guest's output passes on the primary
  *   early  output of an epoch leaves that the checkpoint taken over does not cover
+ *   undead a guest that the primary must end is still there
  *   loose  held output was let go by nobody's word
  */
 #include <setjmp.h>
@@ -74,7 +76,7 @@ static uint8_t relative(uint64_t t, uint64_t past)
     return (uint8_t)(128 - (w.now - t < past ? w.now - t : past) / TICK);
 }
 
-/* Packs w into key, or unpacks it.  Times are kept relative to now, and only as far back as they matter. */
+/* Packs w into key, or unpacks it.  Times are relative to now, as far back as they matter. */
 static void code(uint8_t key[KEY], bool pack)
 {
     uint8_t *k = key;
@@ -92,7 +94,8 @@ static void code(uint8_t key[KEY], bool pack)
     F(primary_dead), F(backup_dead), F(guest), F(passing), F(suspended), F(handover_kept);
     F(dialing), F(continuous), F(began), F(leaving);
     F(link_primary), F(link_backup), F(cut);
-    F(taken), F(acked), F(committed), F(took_over), F(took_epoch), F(spent), F(owner), F(ask_primary), F(ask_backup), F(mishaps);
+    F(taken), F(acked), F(committed), F(took_over), F(took_epoch), F(spent);
+    F(owner), F(ask_primary), F(ask_backup), F(mishaps);
     F(to_backup.count), F(to_primary.count);
     for (int i = 0; i < QUEUE; i++)
         F(to_backup.type[i]), F(to_backup.epoch[i]), F(to_primary.type[i]), F(to_primary.epoch[i]);
@@ -307,7 +310,7 @@ static void primary_receives(void)
 
 static void primary_restarts(void)
 {
-    bool held = !w.passing || w.lc.held; /* NAME.guest is written before the port holds, and after it lets go */
+    bool held = !w.passing || w.lc.held; /* what NAME.guest says */
 
     lifecycle_init(&w.lc, w.lc.degrade, w.lc.has_arbiter, DEGRADE, held, w.now);
     if (w.handover_kept)
@@ -349,15 +352,18 @@ static bool primary_on_link(void)
 }
 
 /*
- * remusctl unprotect without a link lets the guest go on alone: with an arbiter that asks it; without one, or when a
- * switchover broke after its last word, the operator has made certain that the guest does not run on the backup, nor will by itself.
+ * remusctl unprotect without a link lets the guest go on alone: with an arbiter that asks it;
+ * without one, or when a switchover broke after its last word, the operator has made certain that
+ * the guest does not run on the backup, nor will by itself.
  */
 static bool may_unprotect(void)
 {
     if (!w.lc.held || (w.lc.has_arbiter && !w.lc.handover_sent))
         return true;
-    return !w.took_over && w.d.state != DT_TAKING_OVER &&
-           (w.backup_dead || (!w.link_backup && (!w.d.automatic || w.committed == 0)));
+    if (w.took_over || w.backup_dead)
+        return !w.took_over;
+    return (!w.d.automatic || (w.committed == 0 && !w.link_backup)) &&
+           (!w.lc.handover_sent || !w.link_backup);
 }
 
 /* remusctl takeover, without an arbiter: nobody sees the guest on the primary. */
@@ -375,7 +381,8 @@ enum event {
     E_PRIMARY_RESTARTS, E_PRIMARY_DIES,
     E_BACKUP_RECEIVES, E_BACKUP_SEES_CLOSE, E_BACKUP_RESTARTS, E_BACKUP_DIES, E_BACKUP_GUEST_ENDS,
     E_TAKEOVER, E_DISCARD,
-    E_ARBITER_PRIMARY, E_ARBITER_BACKUP, E_ARBITER_DENIES_PRIMARY, E_ARBITER_DENIES_BACKUP, E_ARBITER_RESET,
+    E_ARBITER_PRIMARY, E_ARBITER_BACKUP, E_ARBITER_DENIES_PRIMARY, E_ARBITER_DENIES_BACKUP,
+    E_ARBITER_RESET,
     E_ANSWER_PRIMARY, E_ANSWER_BACKUP,
     EVENTS
 };
@@ -387,17 +394,20 @@ static const char *const event_names[] = {
     "checkpoint", "primary receives", "primary loses the link",
     "switchover: last checkpoint", "handover sent", "operator: protect", "operator: unprotect",
     "remusd restarts", "primary dies",
-    "backup receives", "backup sees the link closed", "backupd restarts", "backup dies", "guest on the backup ends",
+    "backup receives", "backup sees the link closed", "backupd restarts", "backup dies",
+    "guest on the backup ends",
     "operator: takeover", "operator: discard",
-    "arbiter decides for the primary", "arbiter decides for the backup", "arbiter denies the primary",
-    "arbiter denies the backup", "arbiter forgets: both are together again",
+    "arbiter decides for the primary", "arbiter decides for the backup",
+    "arbiter denies the primary", "arbiter denies the backup",
+    "arbiter forgets: both are together again",
     "the primary gets the answer", "the backup gets the answer",
 };
 
 static bool mishap(enum event e)
 {
-    return e == E_DIAL_REFUSED || e == E_PRIMARY_RESTARTS || e == E_PRIMARY_DIES || e == E_BACKUP_RESTARTS ||
-           e == E_BACKUP_DIES || e == E_BACKUP_GUEST_ENDS || e == E_DISCARD;
+    return e == E_DIAL_REFUSED || e == E_PRIMARY_RESTARTS || e == E_PRIMARY_DIES ||
+           e == E_BACKUP_RESTARTS || e == E_BACKUP_DIES || e == E_BACKUP_GUEST_ENDS ||
+           e == E_DISCARD;
 }
 
 /* False when it cannot happen now. */
@@ -412,9 +422,8 @@ static bool happen(enum event e)
     case E_TICK_PRIMARY:
     case E_TICK_BACKUP:
         w.now += TICK;
-        if (e != E_TICK_BACKUP && !w.primary_dead)
-            if (w.link_primary == false)
-                run_primary();
+        if (e != E_TICK_BACKUP && !w.primary_dead && !w.link_primary)
+            run_primary();
         if (e != E_TICK_PRIMARY && !w.backup_dead)
             run_backup();
         return true;
@@ -585,10 +594,13 @@ static bool happen(enum event e)
 static void check(enum event e, const struct world *before)
 {
     bool word = e == E_UNPROTECT || e == E_ANSWER_PRIMARY ||
-                (e == E_PRIMARY_RECEIVES && before->to_primary.type[0] == M_GOODBYE && before->leaving);
+                (e == E_PRIMARY_RECEIVES && before->leaving &&
+                 before->to_primary.type[0] == M_GOODBYE);
 
     if (w.took_over && primary_alive() && (!w.lc.held || w.passing))
         violation = "two";
+    if (primary_alive() && w.lc.state >= LC_HANDED_OVER)
+        violation = "undead";
     if (!word && primary_alive() &&
         ((before->lc.held && !w.lc.held) || (!before->passing && w.passing)))
         violation = "loose";
@@ -642,8 +654,8 @@ static void tell(uint32_t at, enum event last)
         memcpy(key, nodes[path[n]].key, KEY);
         code(key, false);
         print_message("# %-40s primary %s%s%s, backup %s\n", event_names[nodes[path[n]].event],
-                      lifecycle_name(w.lc.state), w.lc.held ? " held" : "", w.passing ? " passing" : "",
-                      detector_name(w.d.state));
+                      lifecycle_name(w.lc.state), w.lc.held ? " held" : "",
+                      w.passing ? " passing" : "", detector_name(w.d.state));
     }
     print_message("# %s: %s\n", event_names[last], violation);
 }

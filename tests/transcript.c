@@ -121,7 +121,7 @@ static void do_file(struct run *r, const char *path)
         r->line++;
         line[strcspn(line, "\n")] = '\0';
         do_line(r, line);
-        if (r->print && (line[0] == '>' || line[0] == '#' || !line[0] || !strncmp(line, "case ", 5)))
+        if (r->print && (!line[0] || strchr(">#", line[0]) || strncmp(line, "case ", 5) == 0))
             printf("%s\n", line);
     }
     end_case(r);

@@ -8,9 +8,9 @@
  *     what the machine says to it
  *     > advance 50
  *
- * Lines behind a command are what it must say; empty lines do not count.  Each case begins with a new
- * machine and is one TAP line.  `test-NAME FILE` prints the file with what the machine really says: so new cases
- * are written, and then read with care.
+ * Lines behind a command are what it must say; empty lines do not count. Each case begins with a
+ * new machine and is one TAP line. `test-NAME FILE` prints the file with what the machine really
+ * says: so new cases are written, and then read with care.
  */
 #ifndef REMUS_TEST_TRANSCRIPT_H
 #define REMUS_TEST_TRANSCRIPT_H

@@ -4,6 +4,7 @@
  * input (odd). The gate must take any frame; what it lets out must be what went in, in order (R6),
  * and nothing that no release covers (R1).
  */
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,41 +22,50 @@ static void check(int ok)
 
 static void fuzz_net_state(const uint8_t *data, size_t len)
 {
-    struct net_addresses t, u;
+    struct net_state t, u;
+    struct net_flow flow;
     struct buffer b = {0};
     uint8_t frame[ANNOUNCE_FRAME_MAX];
 
-    if (net_state_decode(&t, data, len, NULL) < 0)
+    if (len == 0 || net_state_decode(&t, data, len, NULL) < 0)
         return;
-    for (unsigned i = 0; i < t.count; i++)
+    for (unsigned i = 0; i < t.addresses.count; i++)
         for (unsigned k = 0; k < ANNOUNCE_PER_ADDRESS; k++)
-            announce_frame(&t.entry[i], k, frame);
-    check(net_state_encode(&b, &t) == 0);
+            announce_frame(&t.addresses.entry[i], k, frame);
+    check(net_state_encode(&b, &t.addresses, t.flows) == 0);
+    for (uint32_t i = 0; i < t.flows; i++) {
+        net_state_flow(&t, i, &flow);
+        net_state_add_flow(&b, 0, &flow);
+    }
     check(net_state_decode(&u, b.data, b.len, NULL) == 0);
-    check(u.count == t.count && memcmp(u.entry, t.entry, t.count * sizeof(t.entry[0])) == 0);
+    check(b.len == len && u.flows == t.flows && u.addresses.count == t.addresses.count);
     buffer_free(&b);
 }
 
-static void fuzz_gate(const uint8_t *data, size_t len)
+static void fuzz_gate(const uint8_t *data, size_t len, bool flows)
 {
     static struct {
         const uint8_t *data;
         size_t len;
     } sent[4096];
-    struct gate *g = gate_new(GATE_QUEUE_MIN);
+    struct gate *g = gate_new(GATE_QUEUE_MIN, flows ? 8 : 0);
     unsigned in = 0, out = 0, may = 0, closed = 0;
     uint64_t epoch = 0, now = 1;
     struct buffer b = {0};
-    struct net_addresses t;
+    struct net_state t;
     struct iovec v;
 
+    for (uint16_t port = 0; flows && port < FLOWS_SERVICES_MAX; port++)
+        check(gate_add_service(g, port, &parser_pgsql) == 0);
     while (len >= 2 && in < 4096) {
         unsigned what = data[0] % 8, n = data[1];
 
         data += 2;
         len -= 2;
         if (what == 6) {
-            check(gate_barrier(g, ++epoch) == 0);
+            buffer_clear(&b);
+            check(gate_barrier(g, ++epoch, &b) == 0);
+            check(net_state_decode(&t, b.data, b.len, NULL) == 0);
             closed = in;
         } else if (what == 7) {
             gate_release(g, epoch);
@@ -77,8 +87,6 @@ static void fuzz_gate(const uint8_t *data, size_t len)
         }
         now++;
     }
-    check(net_state_encode(&b, gate_addresses(g)) == 0);
-    check(net_state_decode(&t, b.data, b.len, NULL) == 0);
     buffer_free(&b);
     gate_free(g);
 }
@@ -88,7 +96,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     if (len == 0)
         return 0;
     if (data[0] & 1)
-        fuzz_gate(data + 1, len - 1);
+        fuzz_gate(data + 1, len - 1, data[0] & 2);
     else
         fuzz_net_state(data + 1, len - 1);
     return 0;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Input: for the page decoder, which has decoded one checkpoint before, so that references are allowed.
- * First octet 0: a block as it comes from the network. Otherwise: that many pages' stream, to which a
- * fitting header is made; the second octet says how many raw pages of it come behind. The decoder must
- * refuse or decode, and write nothing outside its buffers.
+ * Input: for the page decoder, which has decoded one checkpoint before, so that references are
+ * allowed. First octet 0: a block as it comes from the network. Otherwise: that many pages' stream,
+ * to which a fitting header is made; the second octet says how many raw pages of it come behind.
+ * The decoder must refuse or decode, and write nothing outside its buffers.
  */
 #include <stdint.h>
 #include <stdlib.h>
@@ -48,7 +48,8 @@ static void prime(struct page_decoder *dec, uint8_t *memory)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     struct page_decoder *dec = page_decoder_new();
-    uint8_t *memory = malloc(GUEST * PAGE_BYTES), *pages = malloc(PAGE_BLOCK_MAX * PAGE_BYTES), *block;
+    uint8_t *memory = malloc(GUEST * PAGE_BYTES), *pages = malloc(PAGE_BLOCK_MAX * PAGE_BYTES),
+            *block;
     uint64_t *pfns = malloc(PAGE_BLOCK_MAX * sizeof(*pfns));
     struct error err = {""};
     int n;

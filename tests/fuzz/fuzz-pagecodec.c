@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Input: edits of a small guest's pages, as a list of octets {what, page, where, how much, value}, and checkpoints
- * in between. After each checkpoint the replica must equal the guest (R4).
+ * Input: edits of a small guest's pages, as a list of octets {what, page, where, how much, value},
+ * and checkpoints in between. After each checkpoint the replica must equal the guest (R4).
  */
 #include <stdint.h>
 #include <stdlib.h>

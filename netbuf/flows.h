@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Commit protection: which connections may show their client more than the last acknowledged
+ * checkpoint knows. Pure; the gate drives it.
+ *
+ * A flow is a TCP connection to a port of the guest that was declared a service.  It is followed
+ * from the guest's SYN-ACK on, by what the guest sends alone, and is always one of
+ *
+ *   held     its packets wait for their epoch; may wish to become open, when a transaction begins
+ *   open     its packets pass at once; every checkpoint lists it, and a takeover resets it
+ *   strict   held for ever: its parser lost the thread, or never had it
+ *
+ *        wish, listed, and that checkpoint acknowledged with none since that does not list it (R3)
+ *     held ----------------------------------------------------------------------------------> open
+ *          <----------------------------------------------------------------------------------
+ *                      a packet ends a transaction: at once, and a wish is cancelled
+ *
+ * Once one packet of a flow waits, all behind it wait (R6): that is what flows_queued() and
+ * flows_left() count. Connections beyond the table's size, and all that is no flow, are strict.
+ */
+#ifndef REMUS_FLOWS_H
+#define REMUS_FLOWS_H
+
+#include <stdbool.h>
+
+#include "net-state.h"
+#include "packet.h"
+#include "parser.h"
+
+#define FLOWS_SERVICES_MAX 16u
+
+struct flows_stats {
+    uint64_t held, open, strict; /* flows now */
+    uint64_t untracked;          /* connections that found no place in the table, all time */
+    uint64_t lost;               /* flows that became strict, all time */
+};
+
+struct flows;
+
+/* At most `max` flows at a time, up to NET_FLOWS_MAX.  NULL with ENOMEM or EINVAL. */
+struct flows *flows_new(unsigned max);
+void flows_free(struct flows *f);
+
+/* Connections to `port` speak `parser`'s protocol.  -1 with ENOSPC beyond FLOWS_SERVICES_MAX. */
+int flows_add_service(struct flows *f, uint16_t port, const struct parser *parser);
+
+/*
+ * The guest sends p.  True: it may pass at once.  False: it must wait.  *flow: number of its flow,
+ * 0 when it has none; whoever queues the packet says flows_queued(), and flows_left() when it has
+ * left the queue.
+ */
+bool flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow);
+void flows_queued(struct flows *f, uint32_t flow);
+void flows_left(struct flows *f, uint32_t flow);
+
+/* A checkpoint is taken: adds the flows that it must list to the network state
+ * (net_state_add_flow()). */
+void flows_barrier(struct flows *f, uint64_t epoch, struct buffer *out, size_t state);
+
+/* Checkpoint `epoch` is acknowledged, and so is every one before it. */
+void flows_acked(struct flows *f, uint64_t epoch);
+
+/* A new protection begins: no checkpoint taken so far counts. */
+void flows_hold(struct flows *f);
+
+unsigned flows_max(const struct flows *f);
+void flows_stats(const struct flows *f, struct flows_stats *stats);
+
+#endif

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * What a database's replies say about its transactions.  One file a protocol; pure and incremental:
+ * data may be cut anywhere.  A parser sees what the guest sends, each octet once and in order, from
+ * the first one on.
+ *
+ * It errs on the side of holding: whatever ends a transaction, may end one, or is outside of one is
+ * PARSED_END, no later than with the octet that completes the message (before it no client acts on
+ * it); what it cannot follow is PARSED_LOST.
+ */
+#ifndef REMUS_PARSER_H
+#define REMUS_PARSER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define PARSER_STATE_MAX 64u
+
+enum {
+    PARSED_END = 1,      /* the data ends, or may end, a transaction: hold it, and what follows */
+    PARSED_IN_BLOCK = 2, /* behind the data, a transaction is open that nothing in it has ended */
+    PARSED_LOST = 4,     /* out of step, encrypted or no such protocol: strict for ever */
+};
+
+struct parser {
+    const char *name;
+    void (*init)(void *state);
+    unsigned (*from_guest)(void *state, const uint8_t *data, size_t len);
+};
+
+/* PostgreSQL's protocol 3. */
+extern const struct parser parser_pgsql;
+
+#endif
