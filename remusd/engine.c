@@ -127,12 +127,9 @@ int engine_attach(struct engine *e, struct link *link, uint64_t committed, struc
     e->link = link;
     e->link_end = LINK_UP;
     e->taken_before = e->pacer.taken;
-<<<<<<< HEAD
     e->disk_direct = committed == 0;
-=======
     e->attached_at = clock_ns();
     e->encode_before = e->stats.encode_ns;
->>>>>>> main
     pacer_start(&e->pacer, e->pacer.taken, e->pacer.interval);
     pthread_mutex_unlock(&e->lock);
     if (e->disk && disk_start(e->disk, e->disk_base, poke_ship, e, err) < 0) {

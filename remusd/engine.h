@@ -88,13 +88,10 @@ struct engine {
     struct checkpoint inflight[PACER_IN_FLIGHT]; /* epoch N is in [N % PACER_IN_FLIGHT] */
     struct link *link;              /* NULL without one */
     uint64_t taken_before;          /* the last epoch taken before this link */
-<<<<<<< HEAD
     uint64_t disk_base[DISKS_MAX];  /* what the backup has of each disk; set before engine_attach */
     bool disk_direct;               /* it holds no checkpoint: what is synchronised goes to its images at once */
     uint64_t disk_acked;            /* generation of the last acknowledged checkpoint */
-=======
     uint64_t attached_at, encode_before; /* when it began, and stats.encode_ns then */
->>>>>>> main
     enum link_end link_end;
     struct error link_error;
     uint64_t sync_sent, sync_total; /* pages of the synchronisation */

@@ -14,12 +14,9 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
-<<<<<<< HEAD
+#include "common/urgent.h"
 #include "disk/image.h"
 #include "disk/server.h"
-=======
-#include "common/urgent.h"
->>>>>>> main
 #include "protection-impl.h"
 
 #define CONNECT_NS NS_PER_S

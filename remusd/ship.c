@@ -24,7 +24,6 @@ struct digest {
     uint64_t epoch; /* of the last block */
 };
 
-<<<<<<< HEAD
 /* What the next DISK_END will say, likewise. */
 struct disk_digest {
     XXH3_state_t hash;
@@ -103,20 +102,12 @@ static int send_disk_end(struct engine *e, struct disk_digest *dd)
     return link_send(e->link, PROTO_DISK_END, dd->next, &iov, 1);
 }
 
-static int send_pages(struct engine *e, struct digest *d, const struct staging_run *run)
-{
-    const uint8_t *pages[PAGE_BLOCK_MAX];
-    uint64_t began = clock_ns();
-    struct iovec iov = {.iov_base = e->block};
-    ssize_t len;
-=======
 /* Blocks that are encoded at the same time, one a worker. */
 struct batch {
     struct engine *engine;
     const uint8_t *pages[PAGE_THREADS_MAX * PAGE_BLOCK_MAX];
     ssize_t length[PAGE_THREADS_MAX];
 };
->>>>>>> main
 
 static void add_to_digest(struct digest *d, const struct staging_run *run)
 {
@@ -267,35 +258,26 @@ void *engine_ship(void *engine)
     struct engine *e = engine;
     struct batch batch = {.engine = e};
     struct digest d = {.pages = 0};
-<<<<<<< HEAD
     struct disk_digest dd = {.next = e->taken_before + 1, .direct = e->disk_direct};
-=======
     struct page_auto_sample before = {0};
->>>>>>> main
     struct staging_run run;
     struct page_auto choice;
 
     page_auto_init(&choice);
     XXH3_64bits_reset(&d.hash);
-<<<<<<< HEAD
     XXH3_64bits_reset(&dd.hash);
     if (e->disk)
         staging_poke(e->staging);
-    while (staging_take(e->staging, PAGE_BLOCK_MAX, &run)) {
-        const struct checkpoint *ck = &e->inflight[run.epoch % PACER_IN_FLIGHT];
-        int rc, any = 1;
-=======
     while (staging_take(e->staging, e->cfg->compression_threads * PAGE_BLOCK_MAX, &run)) {
         const struct checkpoint *ck = &e->inflight[run.epoch % PACER_IN_FLIGHT];
-        int rc = run.count ? send_pages(e, &d, &batch, &run) : send_end(e, &d, ck);
->>>>>>> main
+        int rc, any = 1;
 
         if (run.epoch)
             dd.direct = false;
         if (run.poked)
             rc = any = send_early(e, &dd);
         else if (run.count)
-            rc = send_pages(e, &d, &run);
+            rc = send_pages(e, &d, &batch, &run);
         else if (e->disk && send_disk_end(e, &dd) < 0)
             rc = -1;
         else
@@ -309,7 +291,7 @@ void *engine_ship(void *engine)
                             strerror(errno));
             break;
         }
-        if (run.count == 0)
+        if (run.count == 0 && !run.poked)
             choose_codec(e, &choice, &before);
         staging_done(e->staging, &run);
     }
