@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Disks that fail over with the memory: two daemons, a fake guest, and a client that writes to the guest's disks as
 the guest would, while hosts, daemons and links are lost."""
+import io
 import os
 import random
 import shutil
@@ -11,7 +12,8 @@ import sys
 import threading
 import time
 
-from remus_hosts import BUILD, Pair, Suite, wait_for
+import remus_reader
+from remus_hosts import BUILD, TYPES, Pair, Suite, wait_for
 from remus_nbd import FUA, Nbd
 
 suite = Suite()
@@ -315,6 +317,38 @@ def slow_link_slows_writes_down_R9():
         pair.wait_epochs(5)
         wait_for("the backup's image is the primary's",
                  lambda: pair.content(pair.backup) == pair.content(pair.primary))
+
+
+@suite.test
+def second_reader_follows_the_stream_R10():
+    stream = {"P": b"", "B": b""}
+
+    def keep(direction, kind, epoch, body):
+        head = struct.pack(">HHIQ", TYPES.index(kind), 0, len(body), epoch)
+        stream[direction] += head + struct.pack(">Q", remus_reader.xxh3_64(head + body)) + body
+        return 0
+
+    with Disks(2, size=MIB, takeover="manual", interval=200, fake_rate=10, timeout=5000) as pair:
+        pair.proxy.filter = keep
+        pair.protect()
+        disks = [pair.nbd(pair.primary, i) for i in range(2)]
+        disks[0].write(1000, b"r" * 5000)
+        disks[1].zero(BLOCK, BLOCK)
+        disks[1].trim(2 * BLOCK, 3 * BLOCK)
+        pair.wait_epochs(3)
+        pair.proxy.refuse = True
+        pair.proxy.cut()
+        out = io.StringIO()
+        for direction in "PB":
+            data = stream[direction]
+            if direction == "P":  # the first HELLO is a query on a connection of its own
+                data = data[data.rfind(b"remusd\r\n") - 24:]
+            else:
+                data = data[data.rfind(struct.pack(">HH", 15, 0) + struct.pack(">I", 16)):]
+            remus_reader.read(data, out)
+        for line in ("disk 0: write 5000 at 1000", "disk 1: trim 4096 at 4096", "disk 1: trim 12288 at 8192",
+                     "has generations 0 0"):
+            assert line in out.getvalue(), (line, out.getvalue()[-3000:])
 
 
 @suite.test
