@@ -175,6 +175,37 @@ static int set_mac(const struct key *key, void *field, const char *value)
     return first & 1 || zero == 12 ? -1 : take_string(field, value);
 }
 
+int config_next_service(const char **at, char protocol[16], uint16_t *port)
+{
+    unsigned n;
+    int len;
+
+    *at += strspn(*at, " ");
+    if (!**at)
+        return 0;
+    if (sscanf(*at, "%15[a-z]:%5u%n", protocol, &n, &len) != 2 || n < 1 || n > 65535 ||
+        ((*at)[len] && (*at)[len] != ' ') || (*at)[len - 1] == ':')
+        return -1;
+    *port = (uint16_t)n;
+    *at += len;
+    return 1;
+}
+
+static int set_services(const struct key *key, void *field, const char *value)
+{
+    const char *at = value;
+    char protocol[16];
+    unsigned count = 0;
+    uint16_t port;
+    int rc;
+
+    (void)key;
+    while ((rc = config_next_service(&at, protocol, &port)) > 0)
+        if (strcmp(protocol, "pgsql") != 0 || ++count > CONFIG_SERVICES_MAX)
+            return -1;
+    return rc < 0 || count == 0 ? -1 : take_string(field, value);
+}
+
 #define TOP(field) offsetof(struct config, field)
 #define VM(field) offsetof(struct vm_config, field)
 #define WORDS(...) .words = (const char *const[]){__VA_ARGS__, NULL}
@@ -221,6 +252,8 @@ static const struct key vm_keys[] = {
      NULL},
     {"mac", set_mac, VM(mac), NULL, "six octets as in 52:54:00:12:34:56, no multicast address", 0,
      0, NULL},
+    {"services", set_services, VM(services), NULL,
+     "pgsql:PORT, at most 16 of them with blanks in between", 0, 0, NULL},
     {"qemu", set_text, VM(qemu), "qemu-system-x86_64", "", 0, 0, NULL},
     {"accelerator", set_word, VM(accelerator), "auto", "auto, kvm or tcg", 0, 0,
      WORDS("auto", "kvm", "tcg")},
@@ -448,6 +481,8 @@ static int check_vm(const struct vm_config *vm, int end)
     if (*vm->tap && !*vm->mac)
         return fail(line_of("tap", end), vm,
                     "tap needs mac, the guest's address, to announce it after a takeover");
+    if (*vm->services && !*vm->tap)
+        return fail(line_of("services", end), vm, "services needs tap: without a network there are none");
     if (strcmp(vm->platform, "qemu") == 0 && !*vm->kernel)
         return fail(end, vm, "kernel is missing: platform = qemu boots a Linux kernel");
     return 0;

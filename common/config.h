@@ -60,6 +60,7 @@ struct vm_config {
     char *tap;                /* interface that the guest's frames leave through; "" = no network;
                                  "unix:PATH" as in struct frames_port_config (tests) */
     char *mac;                /* never "" when tap is set */
+    char *services;           /* for config_next_service(); "" = none */
 
     /* platform = qemu */
     char *qemu;               /* binary */
@@ -96,6 +97,13 @@ bool config_good_name(const char *name);
 
 /* NULL when there is no such VM.  Valid until config_free(). */
 const struct vm_config *config_vm(const struct config *cfg, const char *name);
+
+/*
+ * The services of a VM, `PROTOCOL:PORT ...`, one a call: 1 and *at moved behind it, 0 at the end, -1
+ * when there is something else.
+ */
+#define CONFIG_SERVICES_MAX 16
+int config_next_service(const char **at, char protocol[16], uint16_t *port);
 
 /* Splits HOST:PORT ([V6]:PORT too) into two strings for getaddrinfo(3). */
 int config_split_address(const char *address, char host[256], char port[16], struct error *err);

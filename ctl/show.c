@@ -300,6 +300,10 @@ static void show_primary(const json_t *vm)
         printf("  %-15sheld for p50 %s ms, p99 %s ms; guest slowed by a full queue for %s ms\n", "",
                MS("net.hold_ms.p50"), MS("net.hold_ms.p99"), COUNT("net.full_ms"));
     }
+    if (json_is_object(json_object_get(json_object_get(vm, "net"), "flows")))
+        printf("  %-15sconnections: %s open, %s held, %s strict; %s frames did not wait\n", "",
+               COUNT("net.flows.open"), COUNT("net.flows.held"), COUNT("net.flows.strict"),
+               COUNT("net.passed_frames"));
     if (json_is_object(json_object_get(vm, "staging")))
         printf("  %-15s%s of %s, pauses stretched by a full buffer %s\n", "staging",
                OCTETS("staging.used_bytes"), OCTETS("staging.max_bytes"),

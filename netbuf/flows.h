@@ -27,7 +27,7 @@
 #include "packet.h"
 #include "parser.h"
 
-#define FLOWS_SERVICES_MAX 16u
+#define FLOWS_SERVICES_MAX 16u /* as CONFIG_SERVICES_MAX */
 
 struct flows_stats {
     uint64_t held, open, strict; /* flows now */

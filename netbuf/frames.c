@@ -30,8 +30,10 @@
 #include "announce.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/config.h"
 #include "gate.h"
 #include "port.h"
+#include "reset.h"
 
 #define BATCH 32u
 #define SOCKET_BUFFER (1 << 20)
@@ -69,10 +71,12 @@ struct frames_port {
     struct sockaddr_un guest_address, port_address, tap_address;
     struct net_address fallback; /* announced when no address is known */
     bool has_fallback;
+    bool has_services;
     char warning[160];
 
-    pthread_mutex_t lock; /* gate, up, announce_* */
+    pthread_mutex_t lock; /* gate, up, announce_*, reset */
     struct gate *gate;
+    struct reset *reset; /* NULL: no connection is being reset */
     struct batch up; /* read from the guest; always emptied into the gate at once */
     struct {
         uint8_t frame[ANNOUNCE_FRAME_MAX];
@@ -176,18 +180,66 @@ static bool network_refused(struct frames_port *f)
     return false;
 }
 
+/* False: not sent, the network cannot take it now.  A guest that cannot misses it. */
+static bool send_reset(struct frames_port *f, struct reset_frame *r)
+{
+    struct iovec v = {r->data, r->len};
+
+    if (r->to == RESET_CLIENT)
+        return write_network(f, &v, 1) == 1 || network_refused(f);
+    if (send(f->tx, r->data, r->len, MSG_NOSIGNAL) < 0 && !is_full(errno) &&
+        connect(f->tx, (struct sockaddr *)&f->guest_address, sizeof(f->guest_address)) == 0)
+        send(f->tx, r->data, r->len, MSG_NOSIGNAL);
+    return true;
+}
+
+/* R3: is the frame of a connection that is being reset?  Then it is answered, and goes no further. */
+static bool is_reset(struct frames_port *f, enum reset_side from, const struct iovec *frame)
+{
+    struct reset_frame answer;
+    bool taken;
+
+    pthread_mutex_lock(&f->lock);
+    taken = f->reset && reset_take(f->reset, from, frame->iov_base, frame->iov_len, &answer);
+    pthread_mutex_unlock(&f->lock);
+    if (taken && answer.len)
+        send_reset(f, &answer);
+    return taken;
+}
+
+/* Returns when the next poke is due. */
+static uint64_t poke(struct frames_port *f)
+{
+    uint64_t now = clock_ns(), due;
+    struct reset_frame frame;
+    SCOPED_LOCK(&f->lock);
+
+    if (!f->reset)
+        return TIME_NEVER;
+    while (!f->retry_at && reset_poke(f->reset, now, &frame) && send_reset(f, &frame))
+        reset_poked(f->reset);
+    due = reset_due(f->reset, now);
+    if (due == TIME_NEVER) {
+        reset_free(f->reset);
+        f->reset = NULL;
+    }
+    return due;
+}
+
 /* Returns true while there may be more to write at once. */
 static bool write_released(struct frames_port *f)
 {
     struct iovec v[BATCH];
     unsigned n, sent;
+    bool resetting;
 
     pthread_mutex_lock(&f->lock);
-    n = gate_peek(f->gate, v, BATCH);
+    resetting = f->reset != NULL;
+    n = gate_peek(f->gate, v, resetting ? 1 : BATCH);
     pthread_mutex_unlock(&f->lock);
     if (n == 0)
         return false;
-    sent = write_network(f, v, n);
+    sent = resetting && is_reset(f, RESET_GUEST, v) ? 1 : write_network(f, v, n);
     if (sent < n && network_refused(f))
         sent++;
     pthread_mutex_lock(&f->lock);
@@ -232,10 +284,11 @@ static void read_network(struct frames_port *f)
         n = read(f->tap, b->frame[b->count], sizeof(*b->frame));
         if (n < 0)
             return;
-        if (n >= (ssize_t)ETH_HEADER && n <= (ssize_t)GATE_FRAME_MAX)
-            b->iov[b->count++].iov_len = (size_t)n;
-        else
+        b->iov[b->count].iov_len = (size_t)n;
+        if (n < (ssize_t)ETH_HEADER || n > (ssize_t)GATE_FRAME_MAX)
             f->dropped_in++;
+        else if (!is_reset(f, RESET_CLIENT, &b->iov[b->count]))
+            b->count++;
     }
 }
 
@@ -305,12 +358,14 @@ static void *frames_thread(void *arg)
 {
     struct frames_port *f = arg;
     struct pollfd fds[FDS];
-    uint64_t due = TIME_NEVER;
+    uint64_t due = TIME_NEVER, poke_due;
     bool more = true;
 
     while (!f->stop) {
         wait_for_work(f, fds, more, due);
         due = announce(f);
+        poke_due = poke(f);
+        due = poke_due < due ? poke_due : due;
         if (fds[RX].revents) {
             pthread_mutex_lock(&f->lock);
             read_guest(f);
@@ -371,9 +426,12 @@ static int frames_activate(struct port *p, const uint8_t *net_state, size_t len,
     struct frames_port *f = of(p);
     struct net_addresses known;
     struct net_state state;
+    struct reset *reset = NULL;
 
     if (net_state_decode(&state, net_state, len, err) < 0)
         return -1;
+    if (state.flows && !(reset = reset_new(&state, clock_ns())))
+        return error_set(err, "resetting %u connections: %s", state.flows, strerror(ENOMEM));
     known = state.addresses;
     if (known.count == 0 && f->has_fallback)
         known.entry[known.count++] = f->fallback;
@@ -387,6 +445,8 @@ static int frames_activate(struct port *p, const uint8_t *net_state, size_t len,
                 f->announce[f->announce_count++].len = n;
         }
     f->announce_start = clock_ns();
+    reset_free(f->reset);
+    f->reset = reset; /* before the gate opens: the guest may have sent something already */
     gate_pass(f->gate);
     pthread_mutex_unlock(&f->lock);
     wake(f);
@@ -413,6 +473,13 @@ static void frames_stats(struct port *p, struct port_stats *stats)
         .full_ns = g.full_ns,
         .hold_p50_ns = g.hold_p50_ns,
         .hold_p99_ns = g.hold_p99_ns,
+        .has_flows = f->has_services,
+        .flows_held = g.flows.held,
+        .flows_open = g.flows.open,
+        .flows_strict = g.flows.strict,
+        .flows_lost = g.flows.lost,
+        .flows_untracked = g.flows.untracked,
+        .passed_frames = g.passed_frames,
     };
 }
 
@@ -429,6 +496,7 @@ static void frames_free(struct frames_port *f)
     if (f->wake >= 0)
         close(f->wake);
     gate_free(f->gate);
+    reset_free(f->reset);
     free(f->up.frame);
     free(f->down.frame);
     pthread_mutex_destroy(&f->lock);
@@ -594,6 +662,21 @@ static int set_fallback(struct frames_port *f, const char *mac, struct error *er
     return 0;
 }
 
+static int add_services(struct frames_port *f, const char *services, struct error *err)
+{
+    const char *at = services;
+    char protocol[16];
+    uint16_t port;
+    int rc;
+
+    while ((rc = config_next_service(&at, protocol, &port)) > 0)
+        if (strcmp(protocol, parser_pgsql.name) != 0 ||
+            gate_add_service(f->gate, port, &parser_pgsql) < 0)
+            break;
+    return rc == 0 ? 0 : error_set(err, "services '%s': want at most %d times pgsql:PORT", services,
+                                   CONFIG_SERVICES_MAX);
+}
+
 static void check_qlen(struct frames_port *f)
 {
     static const char path[] = "/proc/sys/net/unix/max_dgram_qlen";
@@ -645,7 +728,8 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
     pthread_mutex_init(&f->lock, NULL);
     check_qlen(f);
 
-    f->gate = gate_new(cfg->queue_bytes, 0);
+    f->has_services = cfg->services && *cfg->services;
+    f->gate = gate_new(cfg->queue_bytes, f->has_services ? NET_FLOWS_MAX : 0);
     if (!f->gate || batch_init(&f->up) < 0 || batch_init(&f->down) < 0) {
         error_set(err, "packet queue of %zu octets: %s", cfg->queue_bytes,
                   errno == EINVAL ? "too small" : strerror(errno));
@@ -656,7 +740,8 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
         error_set(err, "frames port: eventfd: %s", strerror(errno));
         goto fail;
     }
-    if (set_fallback(f, cfg->mac, err) < 0 ||
+    if ((f->has_services && add_services(f, cfg->services, err) < 0) ||
+        set_fallback(f, cfg->mac, err) < 0 ||
         set_address(&f->guest_address, cfg->guest_path, err) < 0 ||
         set_address(&f->port_address, cfg->port_path, err) < 0 || open_tap(f, cfg->tap, err) < 0 ||
         new_socket(&f->tx, err) < 0 || open_rx(f, err) < 0 || start_thread(f, err) < 0)

@@ -12,6 +12,7 @@
 #ifndef REMUS_PORT_H
 #define REMUS_PORT_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -30,6 +31,11 @@ struct port_stats {
     uint64_t refused;                       /* malformed: shorter than an Ethernet header, or too long */
     uint64_t full_ns;                       /* time in which the full queue held up the guest's sending */
     uint64_t hold_p50_ns, hold_p99_ns;      /* over the last releases */
+    bool has_flows;                         /* commit protection is on, then: */
+    uint64_t flows_held, flows_open, flows_strict; /* connections to a service now */
+    uint64_t flows_lost;                    /* became strict: the parser could not follow */
+    uint64_t flows_untracked;               /* found no place in the table, so are strict */
+    uint64_t passed_frames;                 /* of open connections: did not wait */
 };
 
 struct port {
@@ -61,8 +67,8 @@ struct port_ops {
     /*
      * The backup has activated the replica: tell the network where the guest's addresses live now
      * (gratuitous ARP, unsolicited neighbour advertisement), several times over the next seconds,
-     * and pass. net_state: from the activated checkpoint; checked like anything from outside
-     * (R10).
+     * reset the connections that the checkpoint lists as open (netbuf/reset.h), and pass everything
+     * else. net_state: from the activated checkpoint; checked like anything from outside (R10).
      */
     int (*activate)(struct port *p, const uint8_t *net_state, size_t len, struct error *err);
 
@@ -81,6 +87,7 @@ struct frames_port_config {
     const char *mac;          /* of the guest, announced when no address is known; "" = none */
     size_t queue_bytes;       /* bound of the held frames (R9), at least GATE_QUEUE_MIN: at the
                                * bound the guest's sending waits */
+    const char *services;     /* commit-protected, as in struct vm_config; NULL or "": none */
 };
 
 /* Begins in hold. */

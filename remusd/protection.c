@@ -635,6 +635,7 @@ static int open_port(struct protection *p, struct error *err)
         .tap = p->cfg->tap,
         .mac = p->cfg->mac,
         .queue_bytes = p->cfg->net_queue_bytes,
+        .services = p->cfg->services,
     };
 
     if (!p->cfg->tap[0]) {

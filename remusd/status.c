@@ -47,6 +47,15 @@ static json_t *sync_progress(const struct engine *e, uint64_t now)
                      "round", (int)e->sync_round);
 }
 
+static json_t *flows(const struct port_stats *s)
+{
+    if (!s->has_flows)
+        return json_null();
+    return json_pack("{s:I, s:I, s:I, s:I, s:I}", "open", (json_int_t)s->flows_open, "held",
+                     (json_int_t)s->flows_held, "strict", (json_int_t)s->flows_strict, "lost",
+                     (json_int_t)s->flows_lost, "untracked", (json_int_t)s->flows_untracked);
+}
+
 static json_t *net(struct port *port)
 {
     struct port_stats s = {0};
@@ -54,12 +63,13 @@ static json_t *net(struct port *port)
     if (!port || !port->ops->stats)
         return json_null();
     port->ops->stats(port, &s);
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:{s:o, s:o}}", "held_frames",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:{s:o, s:o}, s:I, s:o}", "held_frames",
                      (json_int_t)s.held_frames, "held_bytes", (json_int_t)s.held_bytes,
                      "held_max", (json_int_t)s.held_frames_max, "frames_out",
                      (json_int_t)s.frames_out, "frames_in", (json_int_t)s.frames_in, "dropped_in",
                      (json_int_t)s.dropped_in, "full_ms", ms(s.full_ns), "hold_ms", "p50",
-                     ms(s.hold_p50_ns), "p99", ms(s.hold_p99_ns));
+                     ms(s.hold_p50_ns), "p99", ms(s.hold_p99_ns), "passed_frames",
+                     (json_int_t)s.passed_frames, "flows", flows(&s));
 }
 
 static json_t *staging(const struct protection *p)

@@ -24,7 +24,7 @@ import time
 BUILD = os.environ.get("top_builddir", ".")
 TYPES = ("", "HELLO", "WELCOME", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "ACK", "GOODBYE",
          "HANDOVER", "ACTIVATED", "DISK", "DISK_END", "DISKS")
-PATIENCE = 30  # seconds that anything may take on a busy machine
+PATIENCE = 60  # seconds that anything may take on a busy machine
 
 
 def wait_for(what, condition, patience=PATIENCE):

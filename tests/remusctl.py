@@ -30,7 +30,8 @@ PRIMARY = {
     "cache_hit_rate": 0.905,
     "net": {"held_frames": 3, "held_bytes": 4200, "held_max": 120, "frames_out": 48112,
             "frames_in": 33111, "dropped_in": 0, "full_ms": 0,
-            "hold_ms": {"p50": 27.0, "p99": 40.1}},
+            "hold_ms": {"p50": 27.0, "p99": 40.1}, "passed_frames": 7123,
+            "flows": {"open": 4, "held": 5, "strict": 1, "lost": 1, "untracked": 0}},
     "staging": {"used_bytes": 3250000, "max_bytes": 67108864, "stretched": 0},
     "last_error": None, "advice": None,
 }

@@ -66,6 +66,7 @@ static void test_defaults(void **state)
     assert_int_equal(vm->cpus, 1);
     assert_string_equal(vm->tracker, "auto");
     assert_string_equal(vm->tap, "");
+    assert_string_equal(vm->services, "");
     assert_string_equal(vm->qemu, "qemu-system-x86_64");
     assert_string_equal(vm->machine_state, "devices");
     assert_null(vm->qemu_args[0]);
@@ -86,7 +87,7 @@ static void test_every_key(void **state)
         "arbiter = \"exec /usr/bin/arbiter --vm 'a b'\"\narbiter-timeout = 100\n"
         "takeover = automatic\nstaging = 4\nnet-queue = 4096\nplatform = qemu\n"
         "memory = 4194304\ncpus = 255\ntracker = compare\ntap = tap0\n"
-        "mac = \"52:54:00:aB:cd:ef\"\nqemu = \"/opt/qemu\"\naccelerator = tcg\nkernel = '/k'\n"
+        "mac = \"52:54:00:aB:cd:ef\"\nservices = \"pgsql:5432 pgsql:1\"\nqemu = \"/opt/qemu\"\naccelerator = tcg\nkernel = '/k'\n"
         "initrd = /i\nappend = \"console=hvc0 root=/dev/vda\"\nmachine-state = full\n"
         "disks = {\"/d/a.img\", '/d/b.img'}\ndisk-queue = 65536\ndisk-journal = 16\n"
         "qemu-args = {\"-device\", 'virtio-rng-device'}\nfake-rate = 0\n"
@@ -117,6 +118,7 @@ static void test_every_key(void **state)
     assert_int_equal(vm->net_queue_bytes, 4096 * MIB);
     assert_int_equal(vm->memory_bytes, 4194304 * MIB);
     assert_string_equal(vm->mac, "52:54:00:aB:cd:ef");
+    assert_string_equal(vm->services, "pgsql:5432 pgsql:1");
     assert_string_equal(vm->append, "console=hvc0 root=/dev/vda");
     assert_string_equal(vm->qemu_args[0], "-device");
     assert_string_equal(vm->qemu_args[1], "virtio-rng-device");
@@ -214,6 +216,13 @@ static const struct bad {
     {FAKE "mac = \"00:00:00:00:00:00\"\n}\n", ":3: ", "six octets"},
     {FAKE "mac = \"52:54:00:12:34:56\"\ntap = a234567890123456\n}\n", ":4: ", "15 octets"},
     {FAKE "mac = \"52:54:00:12:34:56\"\ntap = \"../x\"\n}\n", ":4: ", "an interface name"},
+    {FAKE "services = \"\"\n}\n", ":3: ", "pgsql:PORT"},
+    {FAKE "services = pgsql\n}\n", ":3: ", "pgsql:PORT"},
+    {FAKE "services = \"oracle:1521\"\n}\n", ":3: ", "pgsql:PORT"},
+    {FAKE "services = \"pgsql:0\"\n}\n", ":3: ", "pgsql:PORT"},
+    {FAKE "services = \"pgsql:65536\"\n}\n", ":3: ", "pgsql:PORT"},
+    {FAKE "services = \"pgsql:-1\"\n}\n", ":3: ", "pgsql:PORT"},
+    {FAKE "services = \"pgsql:5432,\"\n}\n", ":3: ", "pgsql:PORT"},
     {FAKE "arbiter = \"/bin/true\"\n}\n", ":3: ", "exec /PATH"},
     {FAKE "arbiter = \"exec true\"\n}\n", ":3: ", "exec /PATH"},
     {FAKE "arbiter = \"exec \"\n}\n", ":3: ", "exec /PATH"},
@@ -222,6 +231,7 @@ static const struct bad {
     {FAKE "\nheartbeat = 100\n}\n", ":4: ", "timeout = 200"},
     {FAKE "protect = yes\n}\n", ":3: ", "needs backup"},
     {FAKE "tap = tap0\n}\n", ":3: ", "tap needs mac"},
+    {FAKE "services = \"pgsql:5432\"\n}\n", ":3: ", "services needs tap"},
     {"vm db1 {\n}\n", ":2: vm db1: ", "kernel is missing"},
 };
 

@@ -58,7 +58,7 @@ static int setup(void **state)
     n->guest = bound_socket(n->guest_path);
     n->sink = bound_socket(n->tap + 5);
     n->cfg = (struct frames_port_config){n->guest_path, n->port_path, n->tap, "02:00:00:00:00:09",
-                                         QUEUE};
+                                         QUEUE, "pgsql:5432"};
     *state = n;
     return 0;
 }
@@ -415,6 +415,88 @@ static void test_activate_unknown(void **state)
     assert_int_equal(f[11], 9);
 }
 
+/* The next TCP segment within PATIENCE_MS, whatever else comes. */
+static struct packet next_segment(int fd, uint8_t f[2048], struct sockaddr_un *from)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    struct packet packet;
+    socklen_t alen;
+    ssize_t len;
+
+    do {
+        assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
+        alen = sizeof(*from);
+        len = recvfrom(fd, f, 2048, 0, (struct sockaddr *)from, &alen);
+    } while (!packet_parse(&packet, f, (size_t)len) || packet.tcp != PACKET_TCP);
+    return packet;
+}
+
+/* R3: a connection that the activated checkpoint lists is poked on both sides, and nothing of it
+ * passes, not even what the guest sent before activate(); another one passes. */
+static void test_r3_activate_resets(void **state)
+{
+    struct net *n = *state;
+    struct net_addresses none = {0};
+    struct net_flow flow = {.family = 4, .mac = {2, 0, 0, 0, 0, 1}, .peer_mac = {2, 0, 0, 0, 0, 2},
+                            .ip = {10, 0, 0, 1}, .peer_ip = {10, 0, 0, 2}, .port = 5432,
+                            .peer_port = 40000, .seq = 1000, .ack = 2000};
+    struct sockaddr_un a = {.sun_family = AF_UNIX}, switch_port, unused;
+    socklen_t addrlen = sizeof(sa_family_t) + 6;
+    struct buffer b = {0};
+    struct packet p;
+    uint8_t f[2048];
+    size_t len;
+
+    assert_int_equal(net_state_encode(&b, &none, 1), 0);
+    net_state_add_flow(&b, 0, &flow);
+    open_port(n);
+    strcpy(a.sun_path, n->port_path);
+    for (uint16_t dport = 40000; dport < 40002; dport++) {
+        len = put_tcp(f, 0, 5432, dport, 500, TCP_ACK, "x", 1);
+        assert_true(sendto(n->guest, f, len, 0, (struct sockaddr *)&a, sizeof(a)) > 0);
+    }
+    while (stats(n).held_frames < 2)
+        usleep(1000);
+    assert_int_equal(n->port->ops->activate(n->port, b.data, b.len, &n->err), 0);
+    len = put_tcp(f, 0, 5432, 40001, 777, TCP_ACK, "z", 1);
+    assert_true(sendto(n->guest, f, len, 0, (struct sockaddr *)&a, sizeof(a)) > 0);
+
+    for (bool other = false, rst = false, probe = false; !other || !rst || !probe;) {
+        p = next_segment(n->sink, f, &switch_port);
+        if (p.dport == 40001) {
+            other |= p.seq == 777;
+            continue;
+        }
+        assert_int_equal(p.dport, 40000);
+        assert_int_equal(p.data_len, 0);
+        rst |= p.flags == TCP_RST && p.seq == 1000;
+        probe |= p.flags == TCP_ACK && p.seq == 999 && p.ack == 2000;
+    }
+    for (bool rst = false, probe = false, answer = false; !rst || !probe || !answer;) {
+        p = next_segment(n->guest, f, &unused);
+        assert_int_equal(p.sport, 40000);
+        rst |= p.flags == TCP_RST && p.seq == 2000;
+        probe |= p.flags == TCP_ACK && p.seq == 1999 && p.ack == 1000;
+        answer |= p.flags == TCP_RST && p.seq == 1; /* to the packet it sent before */
+    }
+
+    /* The client speaks: RST with its own number; the guest does not hear of it. */
+    len = put_tcp(f, 0, 5432, 40000, 600, TCP_ACK, "y", 1);
+    memcpy(f + 26, flow.peer_ip, 4);
+    memcpy(f + 30, flow.ip, 4);
+    put_be16(f + 34, 40000);
+    put_be16(f + 36, 5432);
+    put_be32(f + 42, 1234567);
+    assert_true(sendto(n->sink, f, len, 0, (struct sockaddr *)&switch_port, addrlen) > 0);
+    do
+        p = next_segment(n->sink, f, &switch_port);
+    while (p.seq != 1234567);
+    assert_int_equal(p.flags, TCP_RST);
+    while (recv(n->guest, f, sizeof(f), MSG_DONTWAIT) > 0)
+        assert_true(packet_parse(&p, f, sizeof(f)) && p.data_len == 0);
+    buffer_free(&b);
+}
+
 static void expect_error(struct net *n, const char *text)
 {
     struct port *p = NULL;
@@ -446,6 +528,9 @@ static void test_open_errors(void **state)
     n->cfg.port_path = "/nonexistent/port";
     expect_error(n,
                  "/nonexistent/port: cannot make the socket for the guest's frames: No such file");
+    n->cfg = good;
+    n->cfg.services = "pgsql:5432 gopher:70";
+    expect_error(n, "services 'pgsql:5432 gopher:70': want");
     n->cfg = good;
     open_port(n);
     expect_error(n, "another port is listening there");
@@ -654,6 +739,7 @@ int main(void)
         T(test_epochs_rise),
         T(test_activate),
         T(test_activate_unknown),
+        T(test_r3_activate_resets),
         T(test_open_errors),
         T(test_stale_path),
         T(test_many),

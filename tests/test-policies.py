@@ -293,7 +293,7 @@ def fresh_guest_does_not_replace_a_checkpoint_that_waits_R7():
         wait_for("it says why", lambda: pair.primary.do("status")["last_error"])
         assert not pair.primary.guest_pid()
         pair.backup.do("discard")
-        pair.backup.wait_state("waiting")
+        pair.backup.wait_state("waiting", "syncing", "ready")
         pair.primary.do("protect")
         pair.primary.wait_state("protected")
 
