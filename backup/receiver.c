@@ -26,6 +26,7 @@ struct receiver {
     uint8_t *memory;
     uint64_t pages;
     struct page_decoder *decoder;
+    struct journal *journal; /* NULL: no disks */
 
     /* the checkpoint that is coming in */
     uint64_t epoch;       /* 0: none begun */
@@ -73,6 +74,11 @@ struct receiver *receiver_new(uint8_t *memory, uint64_t pages, size_t stage_byte
     }
     receiver_start(r, false);
     return r;
+}
+
+void receiver_set_journal(struct receiver *r, struct journal *journal)
+{
+    r->journal = journal;
 }
 
 void receiver_free(struct receiver *r)
@@ -179,6 +185,29 @@ static int take_blob(struct receiver *r, const struct record *rec, struct buffer
     return 0;
 }
 
+/* Direct changes of images obey the same rules as pages of no checkpoint. */
+static int take_disk(struct receiver *r, const struct record *rec, struct error *err)
+{
+    if (!r->journal)
+        return error_set(err, "DISK of a VM without disks");
+    if (rec->epoch == 0 && (r->epoch || r->applied.epoch || r->resumed))
+        return error_set(err, "disk changes of no checkpoint after synchronising has ended");
+    if (rec->epoch && check_epoch(r, rec, err) < 0)
+        return -1;
+    return journal_write(r->journal, rec->epoch, rec->body, rec->length, err);
+}
+
+static int take_disk_end(struct receiver *r, const struct record *rec, struct error *err)
+{
+    struct proto_disk_end end;
+
+    if (!r->journal)
+        return error_set(err, "DISK_END of a VM without disks");
+    if (check_epoch(r, rec, err) < 0 || proto_get_disk_end(&end, rec->body, rec->length, err) < 0)
+        return -1;
+    return journal_end(r->journal, end.generation, end.length, end.digest, err);
+}
+
 static int take_end(struct receiver *r, const struct record *rec, struct error *err)
 {
     struct proto_end end;
@@ -198,6 +227,9 @@ static int take_end(struct receiver *r, const struct record *rec, struct error *
     if (digest != end.digest)
         return error_set(err, "checkpoint %" PRIu64 ": digest %016" PRIx64 ", should be %016"
                          PRIx64, r->epoch, digest, end.digest);
+    /* Last: from here on the images may move on, so nothing may fail any more (R4). */
+    if (r->journal && journal_commit(r->journal, r->epoch, err) < 0)
+        return -1;
     r->whole = true;
     return 0;
 }
@@ -216,6 +248,12 @@ enum receiver_result receiver_record(struct receiver *r, const struct record *re
         break;
     case PROTO_NET:
         rc = take_blob(r, rec, &r->incoming.net, NET_STATE_MAX, err);
+        break;
+    case PROTO_DISK:
+        rc = take_disk(r, rec, err);
+        break;
+    case PROTO_DISK_END:
+        rc = take_disk_end(r, rec, err);
         break;
     case PROTO_END:
         rc = take_end(r, rec, err);

@@ -6,6 +6,8 @@
  *     PAGES (epoch 0)   decoded and written to memory at once: synchronising, there is no replica yet
  *     PAGES (epoch N)   decoded into the stage
  *     STATE, NET        appended
+ *     DISK              into the journal of the disks, checked; with epoch 0 into their images at once
+ *     DISK_END          the disks' part is whole
  *     END               lengths, count and digest compared: the checkpoint is whole (R2)
  *                       -> RECEIVER_WHOLE; the caller acknowledges, then calls receiver_apply (R4)
  *
@@ -21,6 +23,7 @@
 
 #include "common/error.h"
 #include "common/link.h"
+#include "disk/journal.h"
 
 struct receiver;
 
@@ -38,6 +41,8 @@ struct receiver_checkpoint {
  * that are held apart (R9); address space is reserved, memory only used as needed.
  */
 struct receiver *receiver_new(uint8_t *memory, uint64_t pages, size_t stage_bytes);
+/* The disks' journal, borrowed; without one DISK records are refused, with one each checkpoint must have a DISK_END. */
+void receiver_set_journal(struct receiver *r, struct journal *journal);
 void receiver_free(struct receiver *r);
 
 /* A new link.  resume: the applied checkpoint stays, and pages of epoch 0 are refused. */

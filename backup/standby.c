@@ -15,6 +15,9 @@
 #include "common/fault.h"
 #include "common/log.h"
 #include "detector.h"
+#include "disk/image.h"
+#include "disk/journal.h"
+#include "disk/server.h"
 #include "netbuf/port.h"
 #include "receiver.h"
 #include "standby.h"
@@ -39,6 +42,8 @@ struct view {
     char primary[64];
     uint64_t epoch, checkpoints, bytes, memory_bytes;
     struct takeover_times takeover;
+    bool has_disks;
+    struct journal_stats disks;
     char last_error[512];
     uint64_t last_error_at;
 };
@@ -52,6 +57,7 @@ struct standby {
     struct arbiter arbiter;
     struct replica *replica;
     struct receiver *receiver;
+    struct journal *journal; /* NULL: the VM has no disks */
     struct port *port;
     struct link *link;
     uint64_t session, bytes_before;
@@ -123,6 +129,17 @@ static void drop_link(struct standby *s)
     s->link = NULL;
 }
 
+/* The disks of a guest that runs here stay; it holds on to their server. */
+static void drop_disks(struct standby *s)
+{
+    struct error err;
+
+    journal_close(s->journal);
+    s->journal = NULL;
+    if (s->cfg->disk_count && s->detector.state != DT_ACTIVE && disk_server_stop(s->cfg, &err) < 0)
+        note(s, "%s", err.text);
+}
+
 static void drop_replica(struct standby *s)
 {
     receiver_free(s->receiver);
@@ -130,6 +147,7 @@ static void drop_replica(struct standby *s)
     if (s->replica)
         s->replica->ops->close(s->replica);
     s->replica = NULL;
+    drop_disks(s);
     if (s->port)
         s->port->ops->close(s->port);
     s->port = NULL;
@@ -150,9 +168,9 @@ static struct receiver_checkpoint held_checkpoint(const struct standby *s)
 
 static int check_hello(struct standby *s, const struct proto_hello *hello, struct error *err)
 {
-    if (hello->required) {
+    if (hello->required & ~FEATURES_KNOWN) {
         error_set(err, "the primary requires features %#" PRIx64 " that this backup has not",
-                  hello->required);
+                  hello->required & ~FEATURES_KNOWN);
         return REFUSE_FEATURE;
     }
     if (hello->page_size != PAGE_SIZE || hello->pages == 0 ||
@@ -169,6 +187,11 @@ static int check_hello(struct standby *s, const struct proto_hello *hello, struc
         error_set(err, "%s: the primary has platform %s and %" PRIu64 " MiB, the backup's section "
                   "says %s and %" PRIu64 " MiB: make them equal", s->cfg->name, hello->platform,
                   hello->pages * PAGE_SIZE >> 20, s->cfg->platform, s->cfg->memory_bytes >> 20);
+        return REFUSE_PROFILE;
+    }
+    if (hello->disk_count != s->cfg->disk_count) {
+        error_set(err, "%s: the primary has %u disks, the backup's section names %u: make them equal",
+                  s->cfg->name, hello->disk_count, s->cfg->disk_count);
         return REFUSE_PROFILE;
     }
     return 0;
@@ -223,13 +246,53 @@ static int open_port(struct standby *s, struct error *err)
     return frames_port_open(&s->port, &cfg, err);
 }
 
+static void disk_infos_of(const struct proto_hello *hello, struct disk_info infos[DISKS_MAX])
+{
+    for (unsigned i = 0; i < hello->disk_count; i++)
+        infos[i] = (struct disk_info){hello->disks[i].size, hello->disks[i].id};
+}
+
+/* The images are brought to a committed epoch before the replica sees them. */
+static int open_disks(struct standby *s, const struct proto_hello *hello, struct error *err)
+{
+    struct disk_info infos[DISKS_MAX];
+
+    if (s->cfg->disk_count == 0)
+        return 0;
+    disk_infos_of(hello, infos);
+    if (disk_server_stop(s->cfg, err) < 0 ||
+        journal_open(&s->journal, s->cfg->disks, infos, s->cfg->disk_count, s->cfg->disk_journal_bytes,
+                     err) < 0)
+        return -1;
+    return disk_server_start(s->cfg, true, err);
+}
+
+/* Tells the primary what is here of each disk, and gets ready for the rest. */
+static int begin_disks(struct standby *s, const struct proto_hello *hello, bool resume, struct error *err)
+{
+    struct disk_info infos[DISKS_MAX];
+    uint64_t bases[DISKS_MAX];
+    uint8_t body[PROTO_SMALL_MAX];
+    struct iovec iov = {.iov_base = body};
+
+    receiver_set_journal(s->receiver, s->journal);
+    if (!s->journal)
+        return 0;
+    disk_infos_of(hello, infos);
+    journal_bases(s->journal, infos, bases);
+    if (journal_begin(s->journal, infos, resume, err) < 0)
+        return -1;
+    iov.iov_len = proto_put_disks(body, bases, hello->disk_count);
+    return link_send(s->link, PROTO_DISKS, 0, &iov, 1) < 0 ? error_set(err, "the primary went away") : 0;
+}
+
 static int open_replica(struct standby *s, const struct proto_hello *hello, struct error *err)
 {
     const struct replica_ops *ops = replica_platform(hello->platform);
 
     if (!ops)
         return error_set(err, "this build has no platform '%s'", hello->platform);
-    if (open_port(s, err) < 0 ||
+    if (open_port(s, err) < 0 || open_disks(s, hello, err) < 0 ||
         ops->open(&s->replica, s->cfg, hello->pages, hello->profile, err) < 0)
         return -1;
     s->receiver = receiver_new(s->replica->memory, s->replica->pages, s->cfg->memory_bytes);
@@ -257,6 +320,11 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
         s->session = hello->session;
     }
     receiver_start(s->receiver, resume);
+    w.features = hello->features & FEATURES_KNOWN;
+    if (begin_disks(s, hello, resume, err) < 0) {
+        drop_replica(s);
+        return REFUSE_RESOURCES;
+    }
     w.committed = held_checkpoint(s).epoch;
     iov.iov_len = proto_put_welcome(body, &w);
     if (link_send(s->link, PROTO_WELCOME, 0, &iov, 1) < 0)
@@ -415,6 +483,22 @@ static void announce(struct standby *s, const struct receiver_checkpoint *ck)
     }
 }
 
+/* R5: all that the checkpoint has of the disks is in the images, and they are the valid ones, before the guest runs. */
+static int activate_disks(struct standby *s, uint64_t epoch, struct error *err)
+{
+    struct queue queue;
+    char path[108];
+
+    if (!s->journal)
+        return 0;
+    if (journal_activate(s->journal, epoch, err) < 0 || disk_queue_path(s->cfg, path) < 0 ||
+        queue_open(&queue, path, err) < 0)
+        return -1;
+    queue_let_write(&queue);
+    queue_close(&queue);
+    return 0;
+}
+
 static void take_over(struct standby *s)
 {
     struct receiver_checkpoint ck = held_checkpoint(s);
@@ -431,7 +515,8 @@ static void take_over(struct standby *s)
     fault_crash("backup-before-activate", ck.epoch);
     s->spent = s->session;
     mark_active(s, "runs"); /* before it can run: whoever comes after a crash must not welcome a primary */
-    ok = s->replica->ops->activate(s->replica, ck.state, ck.state_length, &err) == 0;
+    ok = activate_disks(s, ck.epoch, &err) == 0 &&
+         s->replica->ops->activate(s->replica, ck.state, ck.state_length, &err) == 0;
     detector_activated(&s->detector, ok, clock_ns());
     if (!ok) {
         note(s, "takeover of checkpoint %" PRIu64 " failed: %s", ck.epoch, err.text);
@@ -533,6 +618,9 @@ static void publish(struct standby *s)
         v->epoch = held_checkpoint(s).epoch;
     v->bytes = s->bytes_before + (s->link ? link_bytes_received(s->link) : 0);
     v->memory_bytes = s->replica ? s->replica->pages * PAGE_SIZE : 0;
+    v->has_disks = s->journal;
+    if (s->journal)
+        journal_stats(s->journal, &v->disks);
     SCOPED_LOCK(&s->lock);
     s->published = *v;
 }
@@ -555,6 +643,20 @@ static void check_health(struct standby *s)
     drop_replica(s);
     mark_active(s, "ended");
     detector_init(&s->detector, s->detector.has_arbiter, s->detector.automatic, now);
+}
+
+/* Images that cannot be written are no replica: better none, and the primary knows it. */
+static void check_disks(struct standby *s)
+{
+    struct error err;
+
+    if (!s->journal || !s->link || s->detector.state == DT_ACTIVE || journal_check(s->journal, &err) == 0)
+        return;
+    note(s, "the replica is thrown away: %s", err.text);
+    link_send_notice(s->link, PROTO_REFUSE, REFUSE_RESOURCES, err.text);
+    drop_link(s);
+    drop_replica(s);
+    detector_goodbye(&s->detector, clock_ns());
 }
 
 /* A daemon before this one activated the VM: it runs, and its packets need a way out. */
@@ -617,6 +719,7 @@ static void *run(void *arg)
         else
             wait_a_little(s);
         act(s);
+        check_disks(s);
         check_health(s);
         publish(s);
     }
@@ -725,6 +828,20 @@ static json_t *takeover_status(const struct view *v)
                      "total_ms", ms(t->running - t->suspected), "epoch", (json_int_t)t->epoch);
 }
 
+/* in_step: disk and memory could be activated together. */
+static json_t *disks_status(const struct view *v)
+{
+    const struct journal_stats *d = &v->disks;
+
+    if (!v->has_disks)
+        return json_null();
+    return json_pack("{s:b, s:I, s:I, s:I, s:I, s:o}", "in_step",
+                     v->epoch && d->committed_epoch == v->epoch, "committed_epoch",
+                     (json_int_t)d->committed_epoch, "applied_epoch", (json_int_t)d->applied_epoch,
+                     "journal_bytes", (json_int_t)d->used_bytes, "journal_max_bytes",
+                     (json_int_t)d->max_bytes, "full_ms", ms(d->waited_ns));
+}
+
 static const char *advice(const struct standby *s, const struct view *v)
 {
     switch (v->state) {
@@ -762,6 +879,7 @@ json_t *standby_status(struct standby *s)
                   s->cfg->takeover == TAKEOVER_AUTOMATIC ? "automatic" : "manual");
     json_object_set_new(o, "last_heard_ms", v.heard ? ms(now - v.heard) : json_null());
     json_object_set_new(o, "takeover", takeover_status(&v));
+    json_object_set_new(o, "disks", disks_status(&v));
     json_object_set_new(o, "arbiter",
                         s->cfg->arbiter[0] ? json_sprintf("exec %s", s->cfg->arbiter)
                                            : json_string("none"));

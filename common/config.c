@@ -241,6 +241,8 @@ static const struct key vm_keys[] = {
     {"compression-threads", set_number, VM(compression_threads), "1", "threads", 1, 64, NULL},
     {"staging", set_mib, VM(staging_bytes), "64", "MiB", 4, 65536, NULL},
     {"net-queue", set_mib, VM(net_queue_bytes), "32", "MiB", 1, 4096, NULL},
+    {"disk-queue", set_mib, VM(disk_queue_bytes), "32", "MiB", 1, 65536, NULL},
+    {"disk-journal", set_mib, VM(disk_journal_bytes), "256", "MiB", 16, 65536, NULL},
     {"platform", set_word, VM(platform), "qemu", "qemu or fake", 0, 0, WORDS("qemu", "fake")},
     {"memory", set_mib, VM(memory_bytes), "128", "MiB", 16, 4194304, NULL},
     {"cpus", set_number, VM(cpus), "1", "processors", 1, 255, NULL},
@@ -277,7 +279,7 @@ struct parse {
     bool ended;              /* END_KEY was seen at the top level */
     const cfg_t *section;    /* the vm section being read; cfg->vms[vm_count - 1] */
     int top_line[COUNT(top_keys)], vm_line[COUNT(vm_keys)]; /* where it was set; 0 = not */
-    int args_line;
+    int args_line, disks_line;
 };
 
 static _Thread_local struct parse *parse;
@@ -390,7 +392,7 @@ static int begin_vm(cfg_t *section)
     if (set_defaults(vm_keys, COUNT(vm_keys), vm) < 0)
         return fail(section->line, NULL, "out of memory");
     memset(parse->vm_line, 0, sizeof(parse->vm_line));
-    parse->args_line = 0;
+    parse->args_line = parse->disks_line = 0;
     parse->section = section;
     return 0;
 }
@@ -422,20 +424,38 @@ static int on_vm_key(cfg_t *section, cfg_opt_t *opt)
     return -1;
 }
 
-/* Called once for each element, unlike a list's validcb. */
-static int on_qemu_arg(cfg_t *section, cfg_opt_t *opt, const char *value, void *result)
+/* Of a list; called once for each element, unlike a list's validcb. */
+static int list_element(cfg_t *section, cfg_opt_t *opt, const char *value, void *result, int *set_at)
 {
     struct vm_config *vm = vm_of(section);
 
     if (!vm)
         return -1;
-    if (cfg_opt_size(opt) == 1 && parse->args_line)
-        return fail(section->line, vm, "qemu-args is already set in line %d; remove one",
-                    parse->args_line);
-    parse->args_line = section->line;
+    if (cfg_opt_size(opt) == 1 && *set_at)
+        return fail(section->line, vm, "%s is already set in line %d; remove one", opt->name, *set_at);
+    *set_at = section->line;
     *(const char **)result = value;
     if (has_control_character(value))
-        return fail(section->line, vm, "qemu-args: has a control character; is a quote missing?");
+        return fail(section->line, vm, "%s: has a control character; is a quote missing?", opt->name);
+    return 0;
+}
+
+static int on_qemu_arg(cfg_t *section, cfg_opt_t *opt, const char *value, void *result)
+{
+    return list_element(section, opt, value, result, &parse->args_line);
+}
+
+/* What is kept of an image lies beside it, which /dev does not do for long. */
+static int on_disk(cfg_t *section, cfg_opt_t *opt, const char *value, void *result)
+{
+    if (list_element(section, opt, value, result, &parse->disks_line) < 0)
+        return -1;
+    if (cfg_opt_size(opt) > CONFIG_DISKS_MAX)
+        return fail(section->line, vm_of(section), "disks: want at most %d", CONFIG_DISKS_MAX);
+    if (value[0] != '/' || strncmp(value, "/dev/", 5) == 0)
+        return fail(section->line, vm_of(section),
+                    "disks = \"%.80s\": want the absolute path of an image; for a block device a symbolic link "
+                    "to it in a directory that lasts", value);
     return 0;
 }
 
@@ -468,23 +488,32 @@ static int check_vm(const struct vm_config *vm, int end)
     return 0;
 }
 
+/* NULL without memory. */
+static char **copy_list(cfg_t *section, const char *name)
+{
+    unsigned count = cfg_size(section, name);
+    char **list = calloc(count + 1, sizeof(*list));
+
+    for (unsigned i = 0; list && i < count; i++) {
+        list[i] = strdup(cfg_getnstr(section, name, i));
+        if (!list[i])
+            break;
+    }
+    return list;
+}
+
 static int end_vm(cfg_t *top, cfg_opt_t *opt)
 {
     cfg_t *section = cfg_opt_getnsec(opt, cfg_opt_size(opt) - 1);
     struct vm_config *vm = vm_of(section);
-    unsigned count;
 
     if (!vm)
         return -1;
-    count = cfg_size(section, "qemu-args");
-    vm->qemu_args = calloc(count + 1, sizeof(*vm->qemu_args));
-    if (!vm->qemu_args)
+    vm->qemu_args = copy_list(section, "qemu-args");
+    vm->disks = copy_list(section, "disks");
+    vm->disk_count = cfg_size(section, "disks");
+    if (!vm->qemu_args || !vm->disks)
         return fail(top->line, vm, "out of memory");
-    for (unsigned i = 0; i < count; i++) {
-        vm->qemu_args[i] = strdup(cfg_getnstr(section, "qemu-args", i));
-        if (!vm->qemu_args[i])
-            return fail(top->line, vm, "out of memory");
-    }
     return check_vm(vm, top->line);
 }
 
@@ -535,7 +564,7 @@ static int on_end(cfg_t *top, cfg_opt_t *opt)
 
 static int parse_text(const char *text)
 {
-    cfg_opt_t vm_opts[COUNT(vm_keys) + 2], opts[COUNT(top_keys) + 3];
+    cfg_opt_t vm_opts[COUNT(vm_keys) + 3], opts[COUNT(top_keys) + 3];
     cfg_t *conf;
     size_t i;
     int rc;
@@ -546,7 +575,9 @@ static int parse_text(const char *text)
     }
     vm_opts[i] = (cfg_opt_t)CFG_STR_LIST("qemu-args", NULL, CFGF_NONE);
     vm_opts[i].parsecb = on_qemu_arg;
-    vm_opts[i + 1] = (cfg_opt_t)CFG_END();
+    vm_opts[i + 1] = (cfg_opt_t)CFG_STR_LIST("disks", NULL, CFGF_NONE);
+    vm_opts[i + 1].parsecb = on_disk;
+    vm_opts[i + 2] = (cfg_opt_t)CFG_END();
     for (i = 0; i < COUNT(top_keys); i++) {
         opts[i] = (cfg_opt_t)CFG_STR(top_keys[i].name, NULL, CFGF_NONE);
         opts[i].validcb = on_top_key;
@@ -600,6 +631,13 @@ static void free_strings(const struct key *keys, size_t count, void *base)
             free(*(char **)((char *)base + keys[i].offset));
 }
 
+static void free_list(char **list)
+{
+    for (char **text = list; text && *text; text++)
+        free(*text);
+    free(list);
+}
+
 void config_free(struct config *cfg)
 {
     for (size_t i = 0; i < cfg->vm_count; i++) {
@@ -607,9 +645,8 @@ void config_free(struct config *cfg)
 
         free_strings(vm_keys, COUNT(vm_keys), vm);
         free(vm->run_dir);
-        for (char **arg = vm->qemu_args; arg && *arg; arg++)
-            free(*arg);
-        free(vm->qemu_args);
+        free_list(vm->qemu_args);
+        free_list(vm->disks);
     }
     free(cfg->vms);
     free_strings(top_keys, COUNT(top_keys), cfg);

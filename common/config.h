@@ -15,6 +15,7 @@
 
 #define CONFIG_NAME_MAX 63 /* of a VM: letters, digits, '-', '_', '.', the first no '.' or '-' */
 #define CONFIG_TAPLEN_MAX 15
+#define CONFIG_DISKS_MAX 8
 #define CONFIG_INTERVAL_MIN 5 /* ms; `remusctl set` keeps to the same bounds */
 #define CONFIG_INTERVAL_MAX 10000
 
@@ -44,6 +45,12 @@ struct vm_config {
     unsigned compression_threads; /* 1 */
     size_t staging_bytes;     /* 64 MiB: primary's staging buffer */
     size_t net_queue_bytes;   /* 32 MiB: held frames */
+
+    /* disks */
+    char **disks;             /* images, absolute paths, NULL-terminated */
+    unsigned disk_count;      /* of them, at most CONFIG_DISKS_MAX */
+    size_t disk_queue_bytes;  /* 32 MiB: primary's queue of writes */
+    size_t disk_journal_bytes;/* 256 MiB: backup's journal file */
 
     /* the machine */
     char *platform;           /* "qemu" or "fake" */

@@ -10,17 +10,21 @@
 #define WELCOME_LEN 20
 #define END_LEN 24
 #define NOTICE_FIXED 2
+#define DISK_END_LEN 24
+#define HELLO_DISK 16
 
 _Static_assert(2 + 2 + 4 + 8 + 8 == PROTO_HEADER_LEN, "header as drawn");
 _Static_assert(8 + 2 + 2 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 8 == HELLO_FIXED, "HELLO as drawn");
-_Static_assert(HELLO_FIXED + 3 * 256 <= PROTO_SMALL_MAX, "HELLO fits");
+_Static_assert(HELLO_FIXED + 3 * 256 + 1 + CONFIG_DISKS_MAX * HELLO_DISK <= PROTO_SMALL_MAX,
+               "HELLO fits");
 
 static const char *const type_names[PROTO_TYPE_MAX + 1] = {
     [PROTO_HELLO] = "HELLO",         [PROTO_WELCOME] = "WELCOME", [PROTO_REFUSE] = "REFUSE",
     [PROTO_HEARTBEAT] = "HEARTBEAT", [PROTO_PAGES] = "PAGES",     [PROTO_STATE] = "STATE",
     [PROTO_NET] = "NET",             [PROTO_END] = "END",         [PROTO_ACK] = "ACK",
     [PROTO_GOODBYE] = "GOODBYE",     [PROTO_HANDOVER] = "HANDOVER",
-    [PROTO_ACTIVATED] = "ACTIVATED",
+    [PROTO_ACTIVATED] = "ACTIVATED", [PROTO_DISK] = "DISK",       [PROTO_DISK_END] = "DISK_END",
+    [PROTO_DISKS] = "DISKS",
 };
 
 const char *proto_type_name(unsigned type)
@@ -39,6 +43,11 @@ void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *
     wire_put_uint(&w, h->checksum, 8);
 }
 
+static bool large(unsigned type)
+{
+    return type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK;
+}
+
 int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err)
 {
     struct wire_reader r = wire_reader(in, PROTO_HEADER_LEN);
@@ -51,9 +60,7 @@ int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN],
     if (h->type == 0 || h->type > PROTO_TYPE_MAX)
         return error_set(err, "record of unknown type %u: is the peer a remusd of this version?",
                          h->type);
-    if (h->length > (h->type == PROTO_PAGES || h->type == PROTO_STATE || h->type == PROTO_NET
-                         ? PROTO_BODY_MAX
-                         : PROTO_SMALL_MAX))
+    if (h->length > (large(h->type) ? PROTO_BODY_MAX : PROTO_SMALL_MAX))
         return error_set(err, "%s record of %" PRIu32 " octets is longer than allowed",
                          proto_type_name(h->type), h->length);
     return 0;
@@ -91,6 +98,13 @@ size_t proto_put_hello(uint8_t *out, const struct proto_hello *m)
     wire_put_string(&w, m->vm);
     wire_put_string(&w, m->platform);
     wire_put_string(&w, m->profile);
+    if (m->features & FEATURE_DISKS) {
+        wire_put_uint(&w, m->disk_count, 1);
+        for (unsigned i = 0; i < m->disk_count; i++) {
+            wire_put_uint(&w, m->disks[i].size, 8);
+            wire_put_uint(&w, m->disks[i].id, 8);
+        }
+    }
     assert(!w.failed);
     return (size_t)(w.at - out);
 }
@@ -115,6 +129,15 @@ int proto_get_hello(struct proto_hello *m, const uint8_t *in, size_t len, struct
     wire_get_string(&r, m->vm, sizeof(m->vm));
     wire_get_string(&r, m->platform, sizeof(m->platform));
     wire_get_string(&r, m->profile, sizeof(m->profile));
+    m->disk_count = m->features & FEATURE_DISKS ? wire_get_u8(&r) : 0;
+    if (m->disk_count > CONFIG_DISKS_MAX)
+        return error_set(err, "HELLO with %u disks: at most %d", m->disk_count, CONFIG_DISKS_MAX);
+    for (unsigned i = 0; i < m->disk_count; i++) {
+        m->disks[i].size = wire_get_u64(&r);
+        m->disks[i].id = wire_get_u64(&r);
+        if (!r.failed && (m->disks[i].size == 0 || m->disks[i].id == 0))
+            return error_set(err, "HELLO with a disk of no size or no id");
+    }
     /* A later version may append fields: what is left over is ignored. */
     if (r.failed)
         return error_set(err, "HELLO of %zu octets ends too early or has a string too long", len);
@@ -173,6 +196,50 @@ int proto_get_end(struct proto_end *m, const uint8_t *in, size_t len, struct err
     m->digest = wire_get_u64(&r);
     if (!wire_reader_ok(&r))
         return error_set(err, "END of %zu octets, must have %d", len, END_LEN);
+    return 0;
+}
+
+size_t proto_put_disk_end(uint8_t *out, const struct proto_disk_end *m)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    wire_put_uint(&w, m->generation, 8);
+    wire_put_uint(&w, m->length, 8);
+    wire_put_uint(&w, m->digest, 8);
+    return (size_t)(w.at - out);
+}
+
+int proto_get_disk_end(struct proto_disk_end *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    _Static_assert(8 + 8 + 8 == DISK_END_LEN, "DISK_END as drawn");
+    m->generation = wire_get_u64(&r);
+    m->length = wire_get_u64(&r);
+    m->digest = wire_get_u64(&r);
+    if (!wire_reader_ok(&r) || m->generation == 0)
+        return error_set(err, "DISK_END of %zu octets, must have %d, or of generation 0", len, DISK_END_LEN);
+    return 0;
+}
+
+size_t proto_put_disks(uint8_t *out, const uint64_t *generations, unsigned count)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    for (unsigned i = 0; i < count; i++)
+        wire_put_uint(&w, generations[i], 8);
+    return (size_t)(w.at - out);
+}
+
+int proto_get_disks(uint64_t *generations, unsigned count, const uint8_t *in, size_t len,
+                    struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    for (unsigned i = 0; i < count; i++)
+        generations[i] = wire_get_u64(&r);
+    if (!wire_reader_ok(&r))
+        return error_set(err, "DISKS of %zu octets, must have 8 for each of %u disks", len, count);
     return 0;
 }
 

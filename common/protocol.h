@@ -36,8 +36,14 @@ enum proto_type {
     PROTO_GOODBYE = 10,   /* P, B: a clean end; never taken for a failure (R7) */
     PROTO_HANDOVER = 11,  /* P: activate this checkpoint, the guest here stays stopped */
     PROTO_ACTIVATED = 12, /* B: the replica runs here now */
+    PROTO_DISK = 13,      /* P: changes of disks (disk/entry.h); epoch 0 while synchronising */
+    PROTO_DISK_END = 14,  /* P: all changes of the epoch were sent */
+    PROTO_DISKS = 15,     /* B: before WELCOME: what the backup has of each disk */
 };
-#define PROTO_TYPE_MAX 12
+#define PROTO_TYPE_MAX 15
+
+#define FEATURE_DISKS UINT64_C(1) /* DISK, DISK_END, DISKS; HELLO names the disks */
+#define FEATURES_KNOWN FEATURE_DISKS
 
 enum proto_refusal {
     REFUSE_PROTOCOL = 1,  /* malformed or out of order */
@@ -63,9 +69,14 @@ struct proto_header {
 #define HELLO_RESYNC 1u /* what changed since the last checkpoint is not known: send all again */
 #define HELLO_QUERY 2u  /* may the primary start the guest?  WELCOME or REFUSE, then the end */
 
+struct proto_disk {
+    uint64_t size;              /* octets */
+    uint64_t id;                /* random: of the image's lineage, see disk/image.h */
+};
+
 struct proto_hello {
     uint16_t version_min, version_max;
-    uint64_t features;          /* that the primary can use; none are defined in version 1 */
+    uint64_t features;          /* FEATURE_...: that the primary can use */
     uint64_t required;          /* that it cannot do without */
     uint64_t session;           /* random: this run of the guest, from its start to its end */
     uint32_t flags;             /* HELLO_... */
@@ -75,6 +86,8 @@ struct proto_hello {
     char vm[CONFIG_NAME_MAX + 1];
     char platform[32];
     char profile[256];
+    unsigned disk_count;        /* at most CONFIG_DISKS_MAX; with FEATURE_DISKS */
+    struct proto_disk disks[CONFIG_DISKS_MAX];
 };
 
 struct proto_welcome {
@@ -87,6 +100,12 @@ struct proto_end {
     uint64_t pages;             /* in this checkpoint, with those sent while synchronising */
     uint32_t state_length, net_length;
     uint64_t digest;            /* XXH3-64 of each page's number and content, state, net */
+};
+
+struct proto_disk_end {
+    uint64_t generation;        /* of the primary's images at the end of the epoch */
+    uint64_t length;            /* octets in all DISK bodies since the DISK_END before */
+    uint64_t digest;            /* XXH3-64 of these bodies, joined */
 };
 
 /* REFUSE and GOODBYE */
@@ -107,6 +126,12 @@ size_t proto_put_welcome(uint8_t *out, const struct proto_welcome *m);
 int proto_get_welcome(struct proto_welcome *m, const uint8_t *in, size_t len, struct error *err);
 size_t proto_put_end(uint8_t *out, const struct proto_end *m);
 int proto_get_end(struct proto_end *m, const uint8_t *in, size_t len, struct error *err);
+size_t proto_put_disk_end(uint8_t *out, const struct proto_disk_end *m);
+int proto_get_disk_end(struct proto_disk_end *m, const uint8_t *in, size_t len, struct error *err);
+/* generations[i]: what the backup has of disk i, 0 for nothing */
+size_t proto_put_disks(uint8_t *out, const uint64_t *generations, unsigned count);
+int proto_get_disks(uint64_t *generations, unsigned count, const uint8_t *in, size_t len,
+                    struct error *err);
 size_t proto_put_notice(uint8_t *out, unsigned code, const char *text);
 int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, struct error *err);
 

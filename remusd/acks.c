@@ -25,6 +25,8 @@ static int acknowledged(struct engine *e, uint64_t epoch, struct error *err)
     samples_add(&e->stats.ack_lag, now - e->inflight[epoch % PACER_IN_FLIGHT].suspended_at);
     e->stats.checkpoints++;
     e->sync_round = 0;
+    if (e->disk)
+        e->disk_acked = disk_end(e->disk, epoch);
     pacer_acked(&e->pacer, epoch);
     pthread_cond_broadcast(&e->changed);
     pthread_mutex_unlock(&e->lock);

@@ -62,6 +62,7 @@ void engine_free(struct engine *e)
         buffer_free(&e->inflight[i].state);
         buffer_free(&e->inflight[i].net);
     }
+    disk_close(e->disk);
     bitmap_free(&e->dirty);
     bitmap_free(&e->touched);
     workers_free(e->workers);
@@ -94,6 +95,8 @@ void engine_end_link(struct engine *e, enum link_end end, const char *fmt, ...)
     vsnprintf(e->link_error.text, sizeof(e->link_error.text), fmt, ap);
     va_end(ap);
     staging_abort(e->staging);
+    if (e->disk)
+        disk_stop(e->disk);
     link_shutdown(e->link);
     pthread_cond_broadcast(&e->changed);
 }
@@ -105,6 +108,11 @@ enum link_end engine_link_state(struct engine *e, struct error *why)
     if (why)
         *why = e->link_error;
     return e->link_end;
+}
+
+static void poke_ship(void *engine)
+{
+    staging_poke(((struct engine *)engine)->staging);
 }
 
 int engine_attach(struct engine *e, struct link *link, uint64_t committed, struct error *err)
@@ -119,10 +127,16 @@ int engine_attach(struct engine *e, struct link *link, uint64_t committed, struc
     e->link = link;
     e->link_end = LINK_UP;
     e->taken_before = e->pacer.taken;
+    e->disk_direct = committed == 0;
     e->attached_at = clock_ns();
     e->encode_before = e->stats.encode_ns;
     pacer_start(&e->pacer, e->pacer.taken, e->pacer.interval);
     pthread_mutex_unlock(&e->lock);
+    if (e->disk && disk_start(e->disk, e->disk_base, poke_ship, e, err) < 0) {
+        e->link = NULL;
+        link_free(link);
+        return -1;
+    }
     rc = pthread_create(&e->ship_thread, NULL, engine_ship, e);
     if (rc == 0) {
         rc = pthread_create(&e->receive_thread, NULL, engine_receive, e);
@@ -132,6 +146,10 @@ int engine_attach(struct engine *e, struct link *link, uint64_t committed, struc
         }
     }
     if (rc) {
+        if (e->disk) {
+            disk_stop(e->disk);
+            disk_finish(e->disk);
+        }
         e->link = NULL;
         link_free(link);
         return error_set(err, "cannot start a thread: %s", strerror(rc));
@@ -146,6 +164,8 @@ void engine_detach(struct engine *e)
     engine_end_link(e, LINK_LOST, "closed");
     pthread_join(e->ship_thread, NULL);
     pthread_join(e->receive_thread, NULL);
+    if (e->disk)
+        disk_finish(e->disk);
     pthread_mutex_lock(&e->lock);
     for (uint64_t epoch = e->pacer.acked + 1; epoch <= e->pacer.taken; epoch++) {
         const struct checkpoint *ck = &e->inflight[epoch % PACER_IN_FLIGHT];

@@ -19,6 +19,7 @@
 #include "common/link.h"
 #include "common/samples.h"
 #include "compress/pagecodec.h"
+#include "disk/disk.h"
 #include "netbuf/port.h"
 #include "pacer.h"
 #include "staging.h"
@@ -69,6 +70,7 @@ struct engine {
     const struct vm_config *cfg;
     struct vm *vm;
     struct port *port;
+    struct disk *disk;              /* NULL: the VM has none */
     struct staging *staging;
     struct page_encoder *encoder;
     struct workers *workers;        /* encode blocks at the same time */
@@ -86,6 +88,9 @@ struct engine {
     struct checkpoint inflight[PACER_IN_FLIGHT]; /* epoch N is in [N % PACER_IN_FLIGHT] */
     struct link *link;              /* NULL without one */
     uint64_t taken_before;          /* the last epoch taken before this link */
+    uint64_t disk_base[DISKS_MAX];  /* what the backup has of each disk; set before engine_attach */
+    bool disk_direct;               /* it holds no checkpoint: what is synchronised goes to its images at once */
+    uint64_t disk_acked;            /* generation of the last acknowledged checkpoint */
     uint64_t attached_at, encode_before; /* when it began, and stats.encode_ns then */
     enum link_end link_end;
     struct error link_error;

@@ -83,6 +83,8 @@ static int capture(struct engine *e, struct checkpoint *ck, bool resume, uint64_
                   strerror(errno));
         goto out;
     }
+    if (e->disk)
+        disk_barrier(e->disk, ck->epoch);
     times[PHASE_BARRIER] = clock_ns();
 
     if (vm->ops->save_state(vm, &ck->state, err) < 0)

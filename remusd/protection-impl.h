@@ -17,6 +17,8 @@ struct protection {
     bool continuous;   /* every page that changed since the backup's checkpoint is known */
     struct arbiter arbiter;
     struct engine engine;
+    uint64_t committed; /* what the backup held when the link came up */
+    bool synchronised; /* it lacks nothing that is not in the next checkpoint */
     bool handing_over; /* the guest is suspended, HANDOVER may be on its way */
 
     /* under engine.lock */

@@ -15,6 +15,8 @@
 #include "common/fault.h"
 #include "common/log.h"
 #include "common/urgent.h"
+#include "disk/image.h"
+#include "disk/server.h"
 #include "protection-impl.h"
 
 #define CONNECT_NS NS_PER_S
@@ -139,6 +141,13 @@ static int send_hello(struct protection *p, struct link *link, uint32_t flags)
     snprintf(hello.vm, sizeof(hello.vm), "%s", p->cfg->name);
     snprintf(hello.platform, sizeof(hello.platform), "%s", p->cfg->platform);
     snprintf(hello.profile, sizeof(hello.profile), "%s", p->vm ? p->vm->profile : "");
+    if (p->engine.disk) {
+        hello.features = hello.required = FEATURE_DISKS;
+        hello.disk_count = disk_count(p->engine.disk);
+        for (unsigned i = 0; i < hello.disk_count; i++)
+            hello.disks[i] = (struct proto_disk){disk_infos(p->engine.disk)[i].size,
+                                                 disk_infos(p->engine.disk)[i].id};
+    }
     iov.iov_len = proto_put_hello(body, &hello);
     return link_send(link, PROTO_HELLO, 0, &iov, 1);
 }
@@ -151,9 +160,11 @@ enum answer {
     ANSWER_FAILED,  /* no answer that means anything */
 };
 
-static enum answer await_welcome(struct link *link, struct proto_welcome *welcome,
-                                 struct error *err)
+static enum answer await_welcome(struct protection *p, struct link *link, bool query,
+                                 struct proto_welcome *welcome, struct error *err)
 {
+    unsigned disks = p->engine.disk ? disk_count(p->engine.disk) : 0;
+
     struct proto_notice notice;
     struct record rec;
 
@@ -166,7 +177,17 @@ static enum answer await_welcome(struct link *link, struct proto_welcome *welcom
             error_set(err, "it did not answer; is that a remus-backupd?");
         if (r != LINK_RECORD)
             return ANSWER_FAILED;
+        if (rec.type == PROTO_DISKS && disks) {
+            if (proto_get_disks(p->engine.disk_base, disks, rec.body, rec.length, err) < 0)
+                return ANSWER_FAILED;
+            disks = 0;
+            rec.type = PROTO_HEARTBEAT;
+        }
     } while (rec.type == PROTO_HEARTBEAT);
+    if (rec.type == PROTO_WELCOME && disks && !query) {
+        error_set(err, "it did not say what it has of the disks");
+        return ANSWER_FAILED;
+    }
     if (rec.type == PROTO_WELCOME)
         return proto_get_welcome(welcome, rec.body, rec.length, err) < 0 ? ANSWER_FAILED
                                                                          : ANSWER_WELCOME;
@@ -196,7 +217,7 @@ static enum answer dial(struct protection *p, uint32_t flags, struct link **link
     if (!*link || send_hello(p, *link, flags) < 0)
         error_set(err, "%s", strerror(errno));
     else
-        answer = await_welcome(*link, welcome, err);
+        answer = await_welcome(p, *link, flags & HELLO_QUERY, welcome, err);
     if (answer != ANSWER_WELCOME) {
         error_prefix(err, "backup %s", p->cfg->backup);
         link_free(*link);
@@ -208,10 +229,14 @@ static enum answer dial(struct protection *p, uint32_t flags, struct link **link
 /* True with a link attached to the engine; otherwise the lifecycle has been told why not. */
 static bool connect_backup(struct protection *p, uint64_t *committed)
 {
+    struct engine *e = &p->engine;
     struct link *link;
     struct error err;
     struct proto_welcome welcome;
-    enum answer answer = dial(p, p->continuous ? 0 : HELLO_RESYNC, &link, &welcome, &err);
+    /* What the backup lacks of the disks would be one checkpoint's, and must fit into its journal. */
+    bool continuous = p->continuous &&
+                      (!e->disk || disk_changed_since(e->disk, e->disk_acked) < p->cfg->disk_journal_bytes / 2);
+    enum answer answer = dial(p, continuous ? 0 : HELLO_RESYNC, &link, &welcome, &err);
 
     if (answer == ANSWER_WELCOME) {
         if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
@@ -307,6 +332,54 @@ static bool guest_gone(struct protection *p, enum vm_health health)
     return true;
 }
 
+/* A guest without its disks is as good as dead.  Both end together when it shuts down: ask the guest first and last. */
+static enum vm_health guest_health(struct protection *p)
+{
+    enum vm_health health = p->vm->ops->health(p->vm);
+
+    if (health != VM_ALIVE || !p->engine.disk || disk_server_alive(p->cfg))
+        return health;
+    health = p->vm->ops->health(p->vm);
+    if (health != VM_ALIVE)
+        return health;
+    note(p, "the disk server has ended: see %s/%s.nbdkit.log", p->cfg->run_dir, p->cfg->name);
+    return VM_DIED;
+}
+
+/* Disks first, they take longest; false when the link ended or somebody wants something. */
+static bool disks_synchronised(struct protection *p)
+{
+    struct engine *e = &p->engine;
+    SCOPED_LOCK(&e->lock);
+
+    while (e->disk && e->link_end == LINK_UP && p->request == REQUEST_NONE) {
+        struct disk_sync sync;
+
+        disk_sync_state(e->disk, &sync);
+        if (sync.done)
+            break;
+        engine_wait(e, TIME_NEVER);
+    }
+    return e->link_end == LINK_UP && p->request == REQUEST_NONE;
+}
+
+/* Brings the backup so far that the next checkpoint can make it a replica. */
+static bool synchronise(struct protection *p)
+{
+    struct engine *e = &p->engine;
+    struct error err;
+
+    if (!disks_synchronised(p))
+        return false;
+    if ((!p->committed && engine_precopy(e, &err) < 0) || save_identity(p, "held", &err) < 0) {
+        engine_end_link(e, LINK_LOST, "%s", err.text);
+        return false;
+    }
+    EVENT(p, lifecycle_first_checkpoint(&p->lc));
+    p->synchronised = true;
+    return true;
+}
+
 /*
  * The epoch loop (docs: "An epoch").  Runs until the link ends, the guest is gone, or a request comes.
  */
@@ -314,8 +387,10 @@ static void run_epochs(struct protection *p)
 {
     struct error err;
 
+    if (!p->synchronised && !synchronise(p))
+        return;
     while (wait_for_turn(p)) {
-        if (guest_gone(p, p->vm->ops->health(p->vm)))
+        if (guest_gone(p, guest_health(p)))
             return;
         if (engine_checkpoint(&p->engine, true, &err) < 0) {
             if (guest_gone(p, p->vm->ops->health(p->vm))) /* in the middle of it: no failure (R7) */
@@ -339,12 +414,9 @@ static void protect_over_link(struct protection *p, uint64_t committed)
         p->handing_over = false;
         p->vm->ops->resume(p->vm, &err);
     }
-    if ((committed || engine_precopy(e, &err) == 0) && save_identity(p, "held", &err) == 0) {
-        EVENT(p, lifecycle_first_checkpoint(&p->lc));
-        run_epochs(p);
-    } else {
-        engine_end_link(e, LINK_LOST, "%s", err.text);
-    }
+    p->committed = committed;
+    p->synchronised = false;
+    run_epochs(p);
 }
 
 /*
@@ -474,11 +546,26 @@ static void release(struct protection *p)
     log_warning(p->cfg->name, "output is released, the guest runs without protection");
 }
 
+/* R5: what the guest on the backup writes from now on is not in the images here. */
+static void disown_disks(struct protection *p)
+{
+    struct error err;
+
+    if (!p->engine.disk)
+        return;
+    if (disk_server_stop(p->cfg, &err) < 0)
+        note(p, "%s", err.text);
+    for (unsigned i = 0; i < p->cfg->disk_count && p->lc.state != LC_STOPPED; i++)
+        if (image_disown(p->cfg->disks[i], p->engine.pacer.acked, &err) < 0)
+            note(p, "%s", err.text);
+}
+
 static void destroy_guest(struct protection *p)
 {
     log_warning(p->cfg->name, "ending the guest on this host: %s", lifecycle_name(p->lc.state));
     p->vm->ops->destroy(p->vm);
     EVENT(p, p->vm = NULL);
+    disown_disks(p);
 }
 
 /* Waits for the next thing to do; with a little patience, since the guest's health is polled. */
@@ -532,7 +619,7 @@ static bool step(struct protection *p)
         if (p->arbiter.pid)
             poll_arbiter(p);
         if (p->vm && !p->handing_over && p->lc.state < LC_HANDED_OVER)
-            guest_gone(p, p->vm->ops->health(p->vm));
+            guest_gone(p, guest_health(p));
         idle(p);
         break;
     }
@@ -590,6 +677,19 @@ static int may_start(struct protection *p, struct error *err)
                : error_prefix(err, "the backup does not answer, so the guest is not started");
 }
 
+/* The guest's disks, before it needs them.  A running guest has its server. */
+static int open_disks(struct protection *p, bool running, struct error *err)
+{
+    if (p->cfg->disk_count == 0)
+        return 0;
+    disk_close(p->engine.disk);
+    p->engine.disk = NULL;
+    if (!running &&
+        (disk_server_stop(p->cfg, err) < 0 || disk_server_start(p->cfg, false, err) < 0))
+        return -1;
+    return disk_open(&p->engine.disk, p->cfg, err);
+}
+
 static int open_guest(struct protection *p, struct error *err)
 {
     const struct vm_ops *ops = vm_platform(p->cfg->platform);
@@ -602,7 +702,7 @@ static int open_guest(struct protection *p, struct error *err)
         return -1;
     if (!ops->running(p->cfg) && may_start(p, err) < 0)
         return -1;
-    if (ops->open(&p->vm, p->cfg, err) < 0)
+    if (open_disks(p, ops->running(p->cfg), err) < 0 || ops->open(&p->vm, p->cfg, err) < 0)
         return -1;
     if (p->vm->attached)
         load_identity(p, word);

@@ -15,12 +15,92 @@
 #include "compress/page-auto.h"
 #include "engine.h"
 
+#define SYNC_OCTETS (1u << 20) /* of disk blocks in one record */
+
 /* What the next END will say; covers every page since the END before. */
 struct digest {
     XXH3_state_t hash;
     uint64_t pages;
     uint64_t epoch; /* of the last block */
 };
+
+/* What the next DISK_END will say, likewise. */
+struct disk_digest {
+    XXH3_state_t hash;
+    uint64_t length;
+    uint64_t next;  /* epoch of the next END */
+    bool direct;    /* synchronising: no record of that epoch was sent yet, and the backup holds nothing */
+    struct buffer sync;
+};
+
+static int send_entries(struct engine *e, struct disk_digest *dd, const void *entries, size_t length)
+{
+    struct iovec iov = {(void *)entries, length};
+
+    XXH3_64bits_update(&dd->hash, entries, length);
+    dd->length += length;
+    return link_send(e->link, PROTO_DISK, dd->direct ? 0 : dd->next, &iov, 1);
+}
+
+/* The changes up to the barrier of the next epoch; when that has not come, those that are there.  1: there were any. */
+static int send_changes(struct engine *e, struct disk_digest *dd)
+{
+    const uint8_t *entries;
+    size_t length;
+    int any = 0;
+
+    while ((length = disk_take(e->disk, dd->next, PROTO_BODY_MAX, &entries)) > 0) {
+        if (send_entries(e, dd, entries, length) < 0)
+            return -1;
+        disk_done(e->disk, length);
+        any = 1;
+    }
+    return any;
+}
+
+/*
+ * While no checkpoint waits to be sent: changes early, so that the queue does not fill, and blocks to synchronise.
+ * 1: there was something, and may be more.
+ */
+static int send_early(struct engine *e, struct disk_digest *dd)
+{
+    struct disk_sync sync;
+    struct error err;
+    int any = send_changes(e, dd), more;
+
+    disk_sync_state(e->disk, &sync);
+    if (any < 0 || sync.done)
+        return any;
+    buffer_clear(&dd->sync);
+    more = disk_sync_next(e->disk, &dd->sync, SYNC_OCTETS, &err);
+    if (more < 0) {
+        engine_end_link(e, LINK_LOST, "%s", err.text);
+        return -1;
+    }
+    if (dd->sync.len && send_entries(e, dd, dd->sync.data, dd->sync.len) < 0)
+        return -1;
+    if (!more) {
+        SCOPED_LOCK(&e->lock);
+        pthread_cond_broadcast(&e->changed);
+    }
+    return 1;
+}
+
+static int send_disk_end(struct engine *e, struct disk_digest *dd)
+{
+    struct proto_disk_end end;
+    uint8_t body[PROTO_SMALL_MAX];
+    struct iovec iov = {.iov_base = body};
+
+    if (send_changes(e, dd) < 0)
+        return -1;
+    end = (struct proto_disk_end){disk_end(e->disk, dd->next), dd->length,
+                                  XXH3_64bits_digest(&dd->hash)};
+    iov.iov_len = proto_put_disk_end(body, &end);
+    XXH3_64bits_reset(&dd->hash);
+    dd->length = 0;
+    return link_send(e->link, PROTO_DISK_END, dd->next, &iov, 1);
+}
 
 /* Blocks that are encoded at the same time, one a worker. */
 struct batch {
@@ -178,24 +258,43 @@ void *engine_ship(void *engine)
     struct engine *e = engine;
     struct batch batch = {.engine = e};
     struct digest d = {.pages = 0};
+    struct disk_digest dd = {.next = e->taken_before + 1, .direct = e->disk_direct};
     struct page_auto_sample before = {0};
     struct staging_run run;
     struct page_auto choice;
 
     page_auto_init(&choice);
     XXH3_64bits_reset(&d.hash);
+    XXH3_64bits_reset(&dd.hash);
+    if (e->disk)
+        staging_poke(e->staging);
     while (staging_take(e->staging, e->cfg->compression_threads * PAGE_BLOCK_MAX, &run)) {
         const struct checkpoint *ck = &e->inflight[run.epoch % PACER_IN_FLIGHT];
-        int rc = run.count ? send_pages(e, &d, &batch, &run) : send_end(e, &d, ck);
+        int rc, any = 1;
 
+        if (run.epoch)
+            dd.direct = false;
+        if (run.poked)
+            rc = any = send_early(e, &dd);
+        else if (run.count)
+            rc = send_pages(e, &d, &batch, &run);
+        else if (e->disk && send_disk_end(e, &dd) < 0)
+            rc = -1;
+        else
+            rc = send_end(e, &d, ck);
+        if (rc == 0 && !run.poked && run.count == 0)
+            dd.next = run.epoch + 1;
+        if (e->disk && any > 0 && disk_busy(e->disk)) /* else the next END, or the queue, brings us here again */
+            staging_poke(e->staging);
         if (rc < 0) {
             engine_end_link(e, LINK_LOST, "sending to %s: %s", link_peer(e->link),
                             strerror(errno));
             break;
         }
-        if (run.count == 0)
+        if (run.count == 0 && !run.poked)
             choose_codec(e, &choice, &before);
         staging_done(e->staging, &run);
     }
+    buffer_free(&dd.sync);
     return NULL;
 }

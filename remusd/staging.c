@@ -24,7 +24,7 @@ struct staging {
     uint64_t put, head, tail; /* ever put, shown to take, done; in the ring modulo capacity */
     struct end ends[ENDS_MAX];
     unsigned end_count;
-    bool aborted;
+    bool aborted, poked;
     uint64_t stretched;
 };
 
@@ -73,7 +73,7 @@ void staging_reset(struct staging *s)
 
     s->put = s->head = s->tail = 0;
     s->end_count = 0;
-    s->aborted = false;
+    s->aborted = s->poked = false;
 }
 
 void staging_abort(struct staging *s)
@@ -151,10 +151,15 @@ bool staging_take(struct staging *s, size_t max, struct staging_run *run)
     uint64_t at, stop;
     SCOPED_LOCK(&s->lock);
 
-    while (!s->aborted && s->head == s->tail && s->end_count == 0)
+    while (!s->aborted && !s->poked && s->head == s->tail && s->end_count == 0)
         pthread_cond_wait(&s->changed, &s->lock);
     if (s->aborted)
         return false;
+    if (s->head == s->tail && s->end_count == 0) {
+        *run = (struct staging_run){.poked = true};
+        s->poked = false;
+        return true;
+    }
     if (s->end_count && s->ends[0].at == s->tail) {
         *run = (struct staging_run){.epoch = s->ends[0].epoch};
         memmove(s->ends, s->ends + 1, --s->end_count * sizeof(*s->ends));
@@ -182,6 +187,14 @@ void staging_done(struct staging *s, const struct staging_run *run)
     SCOPED_LOCK(&s->lock);
 
     s->tail += run->count;
+    pthread_cond_broadcast(&s->changed);
+}
+
+void staging_poke(struct staging *s)
+{
+    SCOPED_LOCK(&s->lock);
+
+    s->poked = true;
     pthread_cond_broadcast(&s->changed);
 }
 

@@ -58,11 +58,15 @@ struct staging_run {
     const uint64_t *pfns; /* ascending: two rounds of live pre-copy never share a run */
     const uint8_t *pages; /* contiguous */
     size_t count;         /* 0: the epoch is complete, send its end */
+    bool poked;           /* there is nothing, and staging_poke was called */
 };
 
 /* Waits for the next run of at most `max` pages.  False when aborted. */
 bool staging_take(struct staging *s, size_t max, struct staging_run *run);
 void staging_done(struct staging *s, const struct staging_run *run);
+
+/* From any thread: staging_take returns, even when it has nothing. */
+void staging_poke(struct staging *s);
 
 void staging_stats(struct staging *s, struct staging_stats *stats);
 

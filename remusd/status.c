@@ -83,6 +83,36 @@ static json_t *staging(const struct protection *p)
                      (json_int_t)s.max_bytes, "stretched", (json_int_t)s.stretched);
 }
 
+/* engine.lock is held. */
+static json_t *disks(const struct protection *p)
+{
+    struct disk_sync sync;
+    struct queue_stats s;
+    double seconds, rate;
+    json_t *o;
+
+    if (!p->ready || !p->engine.disk)
+        return json_null();
+    disk_stats(p->engine.disk, &s);
+    disk_sync_state(p->engine.disk, &sync);
+    o = json_pack("{s:i, s:I, s:I, s:I, s:o, s:I}", "count", (int)disk_count(p->engine.disk),
+                  "written_bytes", (json_int_t)s.written_bytes, "queue_bytes", (json_int_t)s.used_bytes,
+                  "queue_max_bytes", (json_int_t)s.max_bytes, "full_ms", ms(s.full_ns), "errors",
+                  (json_int_t)s.errors);
+    seconds = (double)(clock_ns() - sync.began) / 1e9;
+    rate = (double)sync.sent / seconds;
+    if (sync.done || !p->engine.link)
+        json_object_set_new(o, "sync", json_null());
+    else
+        json_object_set_new(o, "sync",
+                            json_pack("{s:f, s:f, s:o}", "percent", 100.0 * (double)sync.sent / (double)sync.total,
+                                      "rate_mib_s", rate / 1048576, "eta_s",
+                                      rate > 0 && sync.total > sync.sent
+                                          ? json_real((double)(sync.total - sync.sent) / rate)
+                                          : json_null()));
+    return o;
+}
+
 static const char *advice(const struct protection *p)
 {
     switch (p->lc.state) {
@@ -156,6 +186,7 @@ json_t *protection_status(struct protection *p)
     json_object_set_new(o, "ack_lag_ms", quantiles_ms(&e->stats.ack_lag));
     json_object_set_new(o, "net", net(p->ready ? p->port : NULL));
     json_object_set_new(o, "staging", staging(p));
+    json_object_set_new(o, "disks", disks(p));
     json_object_set_new(o, "cpu_share",
                         json_real(e->link && now > e->attached_at
                                       ? (double)(e->stats.encode_ns - e->encode_before) /

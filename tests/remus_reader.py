@@ -143,11 +143,12 @@ MAGIC = b"remusd\r\n"
 HEADER = 24
 PAGE = 4096
 NAMES = {1: "HELLO", 2: "WELCOME", 3: "REFUSE", 4: "HEARTBEAT", 5: "PAGES", 6: "STATE", 7: "NET",
-         8: "END", 9: "ACK", 10: "GOODBYE", 11: "HANDOVER", 12: "ACTIVATED"}
-LARGE = {"PAGES", "STATE", "NET"}
+         8: "END", 9: "ACK", 10: "GOODBYE", 11: "HANDOVER", 12: "ACTIVATED",
+         13: "DISK", 14: "DISK_END", 15: "DISKS"}
+LARGE = {"PAGES", "STATE", "NET", "DISK"}
 SENT_BY = {"primary": {"HELLO", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "GOODBYE",
-                       "HANDOVER"},
-           "backup": {"WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
+                       "HANDOVER", "DISK", "DISK_END"},
+           "backup": {"DISKS", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
 REFUSALS = {1: "protocol", 2: "version", 3: "feature", 4: "unknown VM", 5: "busy", 6: "resources",
             7: "profile", 8: "active", 9: "later", 10: "corrupt"}
 CODINGS = {0: "stored", 1: "lz4", 2: "zstd"}
@@ -190,6 +191,8 @@ class Reader:
         self.first = True
         self.over = None       # the record after which nothing may follow
         self.session_pages = None
+        self.disks = []        # sizes
+        self.changes = bytearray()
         self.epoch = 0         # of the checkpoint that is coming; 0: none
         self.last = 0          # the last whole one
         self.begin()
@@ -200,6 +203,7 @@ class Reader:
         self.state, self.net = bytearray(), bytearray()
         self.content = bytearray()  # what the digest covers; None when it cannot be known
         self.next_pfn = 0
+        self.disk_ended = False
 
     def record(self, name, epoch, body):
         if self.over:
@@ -211,7 +215,7 @@ class Reader:
         if name not in SENT_BY[self.who]:
             raise Bad(f"{name} from a {self.who}")
         lines = getattr(self, "on_" + name.lower())(epoch, body)
-        if name != "HEARTBEAT":  # a backup may say that it lives before it says WELCOME
+        if name not in ("HEARTBEAT", "DISKS"):  # a backup may say that it lives before it says WELCOME
             self.first = False
         return lines
 
@@ -233,6 +237,10 @@ class Reader:
                               or not beat < timeout <= 600000):
             raise Bad("values that make no sense")
         self.session_pages = pages
+        if features & 1:
+            self.disks = [(c.uint(8), c.uint(8)) for _ in range(c.uint(1))]
+            if len(self.disks) > 8 or any(0 in d for d in self.disks):
+                raise Bad("disks that make no sense")
         words = [w for bit, w in ((1, "resync"), (2, "query")) if flags & bit] or ["none"]
         return [f"versions {low} to {high}, features {features:#x}, required {required:#x}",
                 f"session {session:016x}, flags {' '.join(words)}",
@@ -344,7 +352,46 @@ class Reader:
         return [f"page block version {version}, {CODINGS.get(coding, coding)}, {count} pages,"
                 f" block {generation}.{sequence}, {plain} octets in {coded}"]
 
+    def on_disks(self, epoch, body):
+        c = Cursor(body)
+        bases = [c.uint(8) for _ in range(len(body) // 8)]
+        c.end()
+        return [f"has generations {' '.join(map(str, bases))}"]
+
+    def on_disk(self, epoch, body):
+        if epoch or self.epoch or self.last:
+            self.checkpoint(epoch)
+        if self.disk_ended or not body:
+            raise Bad("disk changes out of order, or none")
+        self.changes += body
+        c, lines = Cursor(body), []
+        while c.at < len(body):
+            kind, disk, _, length, offset = c.uint(1), c.uint(1), c.uint(2), c.uint(4), c.uint(8)
+            if kind not in (1, 2, 3) or disk >= len(self.disks) or not length or kind == 1 and length > 1 << 18 \
+                    or offset + length > self.disks[disk][0]:
+                raise Bad(f"disk {disk}: kind {kind}, {length} octets at {offset}")
+            if kind == 1:
+                c.take(length)
+                if any(c.take(-length % 16)):
+                    raise Bad("padding that is not zero")
+            lines.append(f"disk {disk}: {('write', 'zero', 'trim')[kind - 1]} {length} at {offset}")
+        return lines
+
+    def on_disk_end(self, epoch, body):
+        self.checkpoint(epoch)
+        c = Cursor(body)
+        generation, length, digest = c.uint(8), c.uint(8), c.uint(8)
+        c.end()
+        if self.disk_ended or not generation or length != len(self.changes) or \
+                xxh3_64(bytes(self.changes)) != digest:
+            raise Bad(f"the disk changes of checkpoint {epoch} are not whole")
+        self.changes.clear()
+        self.disk_ended = True
+        return [f"generation {generation}, {length} octets, digest {digest:016x}, right"]
+
     def on_end(self, epoch, body):
+        if self.disks and not self.disk_ended:
+            raise Bad(f"checkpoint {epoch} without DISK_END")
         self.checkpoint(epoch)
         c = Cursor(body)
         pages, state, net, digest = c.uint(8), c.uint(4), c.uint(4), c.uint(8)

@@ -19,7 +19,7 @@ EXAMPLES = {
     "backup": '"192.0.2.2:7910"', "tap": 'tap0 mac = "52:54:00:12:34:56"',
     "services": '"pgsql:5432" tap = tap0 mac = "52:54:00:12:34:56"',
     "mac": '"52:54:00:12:34:56"', "kernel": "/boot/vmlinuz", "initrd": "/boot/initrd",
-    "append": "'console=ttyS0'", "qemu-args": '{"-device", "virtio-rng-device"}',
+    "append": "'console=ttyS0'", "disks": '{"/var/lib/remus/db1.img"}', "qemu-args": '{"-device", "virtio-rng-device"}',
 }
 
 
@@ -78,7 +78,7 @@ def config_keys():
     keys = dict(re.findall(r'^    \{"([a-z-]+)", set_\w+, (?:TOP|VM)\(\w+\), (?:"(.*?)"|NULL),',
                            read("common", "config.c"), re.M))
     assert len(keys) > 25, keys
-    keys["qemu-args"] = ""
+    keys["qemu-args"] = keys["disks"] = ""
     return keys
 
 

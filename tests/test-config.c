@@ -70,6 +70,9 @@ static void test_defaults(void **state)
     assert_string_equal(vm->qemu, "qemu-system-x86_64");
     assert_string_equal(vm->machine_state, "devices");
     assert_null(vm->qemu_args[0]);
+    assert_int_equal(vm->disk_count, 0);
+    assert_int_equal(vm->disk_queue_bytes, 32 * MIB);
+    assert_int_equal(vm->disk_journal_bytes, 256 * MIB);
     config_free(&cfg);
 }
 
@@ -86,6 +89,7 @@ static void test_every_key(void **state)
         "memory = 4194304\ncpus = 255\ntracker = compare\ntap = tap0\n"
         "mac = \"52:54:00:aB:cd:ef\"\nservices = \"pgsql:5432 pgsql:1\"\nqemu = \"/opt/qemu\"\naccelerator = tcg\nkernel = '/k'\n"
         "initrd = /i\nappend = \"console=hvc0 root=/dev/vda\"\nmachine-state = full\n"
+        "disks = {\"/d/a.img\", '/d/b.img'}\ndisk-queue = 65536\ndisk-journal = 16\n"
         "qemu-args = {\"-device\", 'virtio-rng-device'}\nfake-rate = 0\n"
         "fake-pattern = hot\nfake-frames = 1000000\n"
         "}\n"
@@ -97,6 +101,9 @@ static void test_every_key(void **state)
     (void)state;
     assert_int_equal(load(&cfg, text, &err), 0);
     assert_string_equal(cfg.listen, "[::1]:7911");
+    assert_int_equal(cfg.vms[0].disk_count, 2);
+    assert_string_equal(cfg.vms[0].disks[1], "/d/b.img");
+    assert_int_equal(cfg.vms[0].disk_journal_bytes, 16 * MIB);
     assert_int_equal(cfg.log_level, LOG_LEVEL_DEBUG);
     assert_int_equal(cfg.vm_count, 2);
     vm = &cfg.vms[0];
@@ -150,6 +157,10 @@ static const struct bad {
     {"listen = \"a:1\"\nlisten = \"a:1\"\n", ":2: ", "listen is already set in line 1"},
     {FAKE "cpus = 1\ncpus = 2\n}\n", ":4: vm db1: ", "cpus is already set in line 3"},
     {FAKE "qemu-args = {a\n}\nqemu-args = {b}\n}\n", ":5: vm db1: ", "already set in line 3"},
+    {FAKE "disks = {/a}\ndisks = {/b}\n}\n", ":4: vm db1: ", "already set in line 3"},
+    {FAKE "disks = {a.img}\n}\n", ":3: vm db1: ", "absolute path"},
+    {FAKE "disks = {/dev/sda}\n}\n", ":3: vm db1: ", "symbolic link"},
+    {FAKE "disks = {/1,/2,/3,/4,/5,/6,/7,/8,/9}\n}\n", ":3: vm db1: ", "at most 8"},
     {FAKE "}\nvm db1 { platform = fake }\n", ":4: ", "duplicate title 'db1'"},
     /* names */
     {"vm \"a b\" { platform = fake }\n", ":1: ", "vm \"a b\": want a name"},

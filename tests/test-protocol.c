@@ -140,6 +140,51 @@ static void hello_may_grow(void **state)
     assert_string_equal(got.profile, hello.profile);
 }
 
+static void disks(void **state)
+{
+    static const uint8_t drawn[] = "\0\0\0\0\0\0\0\5"
+                                   "\0\0\0\0\0\1\0\0"
+                                   "\1\2\3\4\5\6\7\10";
+    struct proto_disk_end end = {5, 65536, UINT64_C(0x0102030405060708)}, got_end;
+    uint64_t generations[] = {0, 7}, got[2];
+    struct proto_hello m = hello, got_hello;
+    uint8_t out[PROTO_SMALL_MAX];
+    struct error err;
+    size_t len;
+
+    (void)state;
+    assert_int_equal(proto_put_disk_end(out, &end), 24);
+    assert_memory_equal(out, drawn, 24);
+    assert_int_equal(proto_get_disk_end(&got_end, out, 24, NULL), 0);
+    assert_memory_equal(&got_end, &end, sizeof(end));
+    REFUSES_TRUNCATION(proto_get_disk_end, &got_end, out, 24);
+    assert_int_equal(proto_get_disk_end(&got_end, out, 25, &err), -1);
+    memset(out, 0, 8);
+    assert_int_equal(proto_get_disk_end(&got_end, out, 24, &err), -1);
+
+    assert_int_equal(proto_put_disks(out, generations, 2), 16);
+    assert_int_equal(proto_get_disks(got, 2, out, 16, &err), 0);
+    assert_memory_equal(got, generations, sizeof(got));
+    assert_int_equal(proto_get_disks(got, 2, out, 15, &err), -1);
+    assert_int_equal(proto_get_disks(got, 2, out, 17, &err), -1);
+
+    m.features = FEATURE_DISKS;
+    m.disk_count = 2;
+    m.disks[0] = (struct proto_disk){1 << 20, 3};
+    m.disks[1] = (struct proto_disk){1 << 21, 4};
+    len = proto_put_hello(out, &m);
+    assert_int_equal(proto_get_hello(&got_hello, out, len, &err), 0);
+    assert_int_equal(got_hello.disk_count, 2);
+    assert_int_equal(got_hello.disks[1].size, 1 << 21);
+    assert_int_equal(got_hello.disks[1].id, 4);
+    REFUSES_TRUNCATION(proto_get_hello, &got_hello, out, len);
+    out[len - 33] = CONFIG_DISKS_MAX + 1;
+    assert_int_equal(proto_get_hello(&got_hello, out, sizeof(out), &err), -1);
+    m.disks[1].id = 0;
+    len = proto_put_hello(out, &m);
+    assert_int_equal(proto_get_hello(&got_hello, out, len, &err), -1);
+}
+
 static void r10_hello_refused(void **state)
 {
     struct proto_hello got, bad = hello;
@@ -260,6 +305,7 @@ int main(void)
         cmocka_unit_test(r10_unknown_types_refused),
         cmocka_unit_test(hello_as_drawn),
         cmocka_unit_test(hello_may_grow),
+        cmocka_unit_test(disks),
         cmocka_unit_test(r10_hello_refused),
         cmocka_unit_test(welcome),
         cmocka_unit_test(end),

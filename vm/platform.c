@@ -32,3 +32,10 @@ int vm_net_paths(const struct vm_config *cfg, char guest[108], char port[108])
 
     return g > 0 && g < 108 && p > 0 && p < 108 ? 0 : -1;
 }
+
+int vm_disk_path(const struct vm_config *cfg, char path[108])
+{
+    int n = snprintf(path, 108, "%s/%s.nbd", cfg->run_dir, cfg->name);
+
+    return n > 0 && n < 108 ? 0 : -1;
+}

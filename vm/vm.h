@@ -115,6 +115,9 @@ struct replica_ops {
     void (*close)(struct replica *r);
 };
 
+/* NBD socket of the guest's disks (disk/server.h): export N is disk N.  As vm_net_paths. */
+int vm_disk_path(const struct vm_config *cfg, char path[108]);
+
 /* NULL for a platform that this build does not have. */
 const struct vm_ops *vm_platform(const char *name);
 const struct replica_ops *replica_platform(const char *name);

@@ -67,7 +67,7 @@ int qemu_check_config(const struct vm_config *cfg, struct error *err)
 void qemu_command_line(struct args *a, const struct qemu *qemu, const struct vm_config *cfg,
                        const char *accelerator, bool incoming)
 {
-    char guest[108], port[108];
+    char guest[108], port[108], disk[108];
     unsigned tsc_khz = qemu_tsc_khz();
 
     args_add(a, "%s", cfg->qemu);
@@ -108,6 +108,13 @@ void qemu_command_line(struct args *a, const struct qemu *qemu, const struct vm_
                  guest, port);
         args_add(a, "-device");
         args_add(a, "virtio-net-device,netdev=net0%s%s", *cfg->mac ? ",mac=" : "", cfg->mac);
+    }
+    for (unsigned i = 0; i < cfg->disk_count && vm_disk_path(cfg, disk) == 0; i++) {
+        args_add(a, "-blockdev");
+        args_add(a, "nbd,node-name=disk%u,server.type=unix,server.path=%s,export=%u,discard=unmap", i,
+                 disk, i);
+        args_add(a, "-device");
+        args_add(a, "virtio-blk-device,drive=disk%u", i);
     }
     args_add(a, "-kernel");
     args_add(a, "%s", cfg->kernel);
@@ -178,9 +185,10 @@ int qemu_profile(const struct vm_config *cfg, const char *version, const char *a
     describe_args(cfg->qemu_args, devices, sizeof(devices));
     n = snprintf(profile, VM_PROFILE_MAX + 1,
                  "platform=qemu version=%s machine=microvm cpus=%u memory=%llu accelerator=%s"
-                 " net=%s machine-state=%s devices=%s", version, cfg->cpus,
+                 " net=%s disks=%u machine-state=%s devices=%s", version, cfg->cpus,
                  (unsigned long long)cfg->memory_bytes, accelerator,
-                 *cfg->tap || *cfg->mac ? "virtio-net-device" : "none", cfg->machine_state,
+                 *cfg->tap || *cfg->mac ? "virtio-net-device" : "none", cfg->disk_count,
+                 cfg->machine_state,
                  *devices ? devices : "none");
     if (n < 0 || n > VM_PROFILE_MAX)
         return error_set(err, "qemu-args: too many devices to describe to the backup");

@@ -1,0 +1,693 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#define XXH_INLINE_ALL
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <linux/falloc.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "common/fault.h"
+#include "common/wire.h"
+#include "image.h"
+#include "journal.h"
+
+#define HEADER_MAGIC UINT64_C(0x72656d75736a6e31) /* "remusjn1" */
+#define RECORD_MAGIC 0x726a7231u                  /* "rjr1" */
+#define HEADER 4096u
+#define HEADER_USED 512u
+#define RECORD_HEAD 40u
+#define BODY_MAX (2u << 20)
+
+enum { RECORD_CHANGES = 1, RECORD_COMMIT = 2 };
+
+struct record_head {
+    uint32_t type;
+    uint64_t at, epoch, length, checksum;
+};
+
+/* What the header says, durably. */
+struct header {
+    bool whole;       /* the images are at an epoch; else they are being synchronised */
+    uint64_t tail;    /* from here the journal must be replayed */
+    uint64_t capacity;
+    unsigned count;
+    uint64_t ids[DISKS_MAX], sizes[DISKS_MAX], generations[DISKS_MAX];
+};
+
+struct journal {
+    char path[PATH_MAX], *images[DISKS_MAX];
+    int fd, image_fds[DISKS_MAX];
+    pthread_t thread;
+    bool running;
+    uint8_t *body;     /* the thread's */
+
+    /* of the epoch that is coming in */
+    uint64_t head, length, generation;
+    XXH3_state_t digest;
+    bool ended;
+    uint64_t sizes[DISKS_MAX], capacity;
+    unsigned count;
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    struct header durable;
+    uint64_t committed, committed_epoch;
+    uint64_t generations[DISKS_MAX];   /* at `committed` */
+    uint64_t applied, applied_epoch;   /* in the images, durable or not */
+    uint64_t waited_ns;
+    bool whole, busy, want_room, hurry, activated, stop, failed;
+    struct error why;
+};
+
+/* --- the file --- */
+
+static int put_header(struct journal *j, const struct header *h, struct error *err)
+{
+    uint8_t out[HEADER_USED] = {0};
+    struct wire_writer w = wire_writer(out, sizeof(out));
+
+    wire_put_uint(&w, HEADER_MAGIC, 8);
+    wire_put_uint(&w, h->whole, 2);
+    wire_put_uint(&w, h->count, 2);
+    wire_put_uint(&w, 0, 4);
+    wire_put_uint(&w, h->tail, 8);
+    wire_put_uint(&w, h->capacity, 8);
+    for (unsigned i = 0; i < h->count; i++) {
+        wire_put_uint(&w, h->ids[i], 8);
+        wire_put_uint(&w, h->sizes[i], 8);
+        wire_put_uint(&w, h->generations[i], 8);
+    }
+    w = wire_writer(out + sizeof(out) - 8, 8);
+    wire_put_uint(&w, XXH3_64bits(out, sizeof(out) - 8), 8);
+    /* One sector: there is the old header or the new one. */
+    if (pwrite(j->fd, out, sizeof(out), 0) != sizeof(out) || fdatasync(j->fd) < 0)
+        return error_set(err, "%s: %s", j->path, strerror(errno));
+    return 0;
+}
+
+static bool get_header(const struct journal *j, struct header *h)
+{
+    uint8_t in[HEADER_USED];
+    struct wire_reader r = wire_reader(in, sizeof(in)), sum = wire_reader(in + sizeof(in) - 8, 8);
+
+    if (pread(j->fd, in, sizeof(in), 0) != sizeof(in) ||
+        wire_get_u64(&sum) != XXH3_64bits(in, sizeof(in) - 8) || wire_get_u64(&r) != HEADER_MAGIC)
+        return false;
+    h->whole = wire_get_u16(&r);
+    h->count = wire_get_u16(&r);
+    wire_get_u32(&r);
+    h->tail = wire_get_u64(&r);
+    h->capacity = wire_get_u64(&r);
+    if (h->count > DISKS_MAX || h->capacity < BODY_MAX || h->capacity % 4096)
+        return false;
+    for (unsigned i = 0; i < h->count; i++) {
+        h->ids[i] = wire_get_u64(&r);
+        h->sizes[i] = wire_get_u64(&r);
+        h->generations[i] = wire_get_u64(&r);
+    }
+    return true;
+}
+
+/* Reads (write = false) or writes at a position of the ring, in two pieces when it goes over the end. */
+static int ring_io(const struct journal *j, bool write, uint64_t at, void *data, size_t length)
+{
+    uint8_t *p = data;
+
+    while (length) {
+        uint64_t index = at % j->capacity, left = j->capacity - index;
+        size_t want = length < left ? length : (size_t)left;
+        ssize_t n = write ? pwrite(j->fd, p, want, (off_t)(HEADER + index))
+                          : pread(j->fd, p, want, (off_t)(HEADER + index));
+
+        if (n <= 0) {
+            errno = n < 0 ? errno : EIO;
+            return -1;
+        }
+        p += n;
+        at += (uint64_t)n;
+        length -= (size_t)n;
+    }
+    return 0;
+}
+
+static uint64_t record_size(uint64_t length)
+{
+    return RECORD_HEAD + ((length + 7) & ~UINT64_C(7));
+}
+
+static uint64_t checksum(const uint8_t head[32], const uint8_t *body, size_t length)
+{
+    XXH3_state_t x;
+
+    XXH3_64bits_reset(&x);
+    XXH3_64bits_update(&x, head, 32);
+    XXH3_64bits_update(&x, body, length);
+    return XXH3_64bits_digest(&x);
+}
+
+static int put_record(struct journal *j, unsigned type, uint64_t epoch, const uint8_t *body, size_t length)
+{
+    uint8_t head[RECORD_HEAD];
+    struct wire_writer w = wire_writer(head, sizeof(head));
+
+    wire_put_uint(&w, RECORD_MAGIC, 4);
+    wire_put_uint(&w, type, 4);
+    wire_put_uint(&w, j->head, 8);
+    wire_put_uint(&w, epoch, 8);
+    wire_put_uint(&w, length, 8);
+    wire_put_uint(&w, checksum(head, body, length), 8);
+    if (ring_io(j, true, j->head, head, sizeof(head)) < 0 ||
+        ring_io(j, true, j->head + RECORD_HEAD, (void *)body, length) < 0)
+        return -1;
+    j->head += record_size(length);
+    return 0;
+}
+
+/* The record at `at`, its body in j->body.  False when there is none. */
+static bool get_record(const struct journal *j, uint64_t at, struct record_head *rec)
+{
+    uint8_t head[RECORD_HEAD];
+    struct wire_reader r = wire_reader(head, sizeof(head));
+    uint32_t magic;
+
+    if (ring_io(j, false, at, head, sizeof(head)) < 0)
+        return false;
+    magic = wire_get_u32(&r);
+    rec->type = wire_get_u32(&r);
+    rec->at = wire_get_u64(&r);
+    rec->epoch = wire_get_u64(&r);
+    rec->length = wire_get_u64(&r);
+    rec->checksum = wire_get_u64(&r);
+    return magic == RECORD_MAGIC && rec->at == at && rec->length <= BODY_MAX &&
+           ring_io(j, false, at + RECORD_HEAD, j->body, rec->length) == 0 &&
+           checksum(head, j->body, rec->length) == rec->checksum;
+}
+
+/* --- images --- */
+
+static int change_image(const struct journal *j, const struct entry *e)
+{
+    int fd = j->image_fds[e->disk];
+
+    if (e->kind == ENTRY_WRITE) {
+        for (uint32_t done = 0; done < e->length;) {
+            ssize_t n = pwrite(fd, e->data + done, e->length - done, (off_t)(e->offset + done));
+
+            if (n < 0)
+                return -1;
+            done += (uint32_t)n;
+        }
+        return 0;
+    }
+    if (fallocate(fd, FALLOC_FL_KEEP_SIZE | (e->kind == ENTRY_TRIM ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
+                  (off_t)e->offset, e->length) == 0)
+        return 0;
+    /* Not every file system and device knows both. */
+    return fallocate(fd, FALLOC_FL_KEEP_SIZE | (e->kind == ENTRY_TRIM ? FALLOC_FL_ZERO_RANGE : FALLOC_FL_PUNCH_HOLE),
+                     (off_t)e->offset, e->length);
+}
+
+static int change_images(const struct journal *j, const uint8_t *entries, size_t length, struct error *err)
+{
+    const uint8_t *at = entries, *end = entries + length;
+    struct entry e;
+
+    while (at < end) {
+        if (entry_get(&e, &at, end, j->sizes, j->count, err) < 0)
+            return -1;
+        if (change_image(j, &e) < 0)
+            return error_set(err, "disk \"%s\": changing %" PRIu32 " octets at %" PRIu64 ": %s",
+                             j->images[e.disk], e.length, e.offset, strerror(errno));
+    }
+    return 0;
+}
+
+static int sync_images(const struct journal *j, struct error *err)
+{
+    for (unsigned i = 0; i < j->count; i++)
+        if (fdatasync(j->image_fds[i]) < 0)
+            return error_set(err, "disk \"%s\": %s", j->images[i], strerror(errno));
+    return 0;
+}
+
+/* --- applying --- */
+
+/* From `applied` to `target`, which ends with a commit. */
+static int apply(struct journal *j, uint64_t from, uint64_t target, uint64_t *epoch, struct error *err)
+{
+    struct record_head rec;
+
+    while (from < target) {
+        if (!get_record(j, from, &rec))
+            return error_set(err, "%s: cannot read back what was written at %" PRIu64, j->path, from);
+        if (rec.type == RECORD_COMMIT)
+            *epoch = rec.epoch;
+        else if (change_images(j, j->body, rec.length, err) < 0)
+            return -1;
+        fault_crash("disk-amid-apply", rec.epoch);
+        from += record_size(rec.length);
+    }
+    return 0;
+}
+
+/* The images are durable up to `applied`: what is before it may be overwritten. */
+static int free_room(struct journal *j, struct error *err)
+{
+    struct header h;
+
+    if (sync_images(j, err) < 0)
+        return -1;
+    pthread_mutex_lock(&j->lock);
+    h = j->durable;
+    h.tail = j->applied;
+    h.whole = true;
+    if (j->applied == j->committed) /* else older ones stand: a resync sends a little more */
+        memcpy(h.generations, j->generations, sizeof(h.generations));
+    pthread_mutex_unlock(&j->lock);
+    fault_crash("disk-before-free", j->applied_epoch);
+    if (put_header(j, &h, err) < 0)
+        return -1;
+    fault_crash("disk-after-free", j->applied_epoch);
+    SCOPED_LOCK(&j->lock);
+    j->durable = h;
+    j->want_room = false;
+    return 0;
+}
+
+static int work(struct journal *j, struct error *err)
+{
+    uint64_t epoch = 0, target;
+    bool first, hurry, free_now;
+
+    pthread_mutex_lock(&j->lock);
+    target = j->committed;
+    first = !j->whole;
+    hurry = j->hurry;
+    pthread_mutex_unlock(&j->lock);
+    /* A commit mark that survives says that what was synchronised before it does, too. */
+    if (first && sync_images(j, err) < 0)
+        return -1;
+    /*
+     * In a takeover the journal need not survive the host: without this host there is nothing to take over, and the
+     * primary's image is the valid one until the activation record is durable.
+     */
+    if (!hurry && fdatasync(j->fd) < 0)
+        return error_set(err, "%s: %s", j->path, strerror(errno));
+    if (apply(j, j->applied, target, &epoch, err) < 0)
+        return -1;
+    pthread_mutex_lock(&j->lock);
+    j->applied = target;
+    j->applied_epoch = epoch;
+    free_now = !j->hurry && (first || j->applied - j->durable.tail > j->capacity / 4);
+    j->whole = true;
+    pthread_mutex_unlock(&j->lock);
+    return free_now ? free_room(j, err) : 0;
+}
+
+/*
+ * The guest runs from the images.  A flush of its own makes durable what is older, too; should it not flush, this
+ * does.
+ */
+static int finish(struct journal *j, struct error *err)
+{
+    pthread_mutex_lock(&j->lock);
+    j->activated = false;
+    pthread_mutex_unlock(&j->lock);
+    return sync_images(j, err);
+}
+
+/* What there is to do, or nothing. */
+static int (*next_task(const struct journal *j))(struct journal *, struct error *)
+{
+    if (j->applied != j->committed)
+        return work;
+    if (j->want_room && j->durable.tail != j->applied)
+        return free_room;
+    return j->activated ? finish : NULL;
+}
+
+static void *run(void *arg)
+{
+    struct journal *j = arg;
+    struct error err;
+
+    pthread_mutex_lock(&j->lock);
+    while (!j->failed) {
+        int (*task)(struct journal *, struct error *) = next_task(j);
+        int rc;
+
+        if (!task) {
+            if (j->stop)
+                break;
+            pthread_cond_wait(&j->changed, &j->lock);
+            continue;
+        }
+        j->busy = true;
+        pthread_mutex_unlock(&j->lock);
+        rc = task(j, &err);
+        pthread_mutex_lock(&j->lock);
+        j->busy = false;
+        if (rc < 0) {
+            j->failed = true;
+            j->why = err;
+        }
+        pthread_cond_broadcast(&j->changed);
+    }
+    pthread_mutex_unlock(&j->lock);
+    return NULL;
+}
+
+int journal_check(struct journal *j, struct error *err)
+{
+    SCOPED_LOCK(&j->lock);
+
+    return j->failed ? error_set(err, "%s", j->why.text) : 0;
+}
+
+/* Waits until all that is committed is in the images. */
+static int drain(struct journal *j, struct error *err)
+{
+    SCOPED_LOCK(&j->lock);
+
+    while (!j->failed && (j->busy || j->applied != j->committed))
+        pthread_cond_wait(&j->changed, &j->lock);
+    return j->failed ? error_set(err, "%s", j->why.text) : 0;
+}
+
+/* --- opening --- */
+
+/* From the durable tail to the last commit that is whole. */
+static int replay(struct journal *j, struct error *err)
+{
+    uint64_t at = j->durable.tail, target = at, generation = 0;
+    struct record_head rec;
+
+    while (at - j->durable.tail + RECORD_HEAD <= j->capacity && get_record(j, at, &rec)) {
+        struct wire_reader r = wire_reader(j->body, rec.length);
+
+        at += record_size(rec.length);
+        if (rec.type != RECORD_COMMIT)
+            continue;
+        target = at;
+        generation = wire_get_u64(&r);
+        j->committed_epoch = rec.epoch;
+    }
+    if (target != j->durable.tail) {
+        if (apply(j, j->durable.tail, target, &j->applied_epoch, err) < 0)
+            return -1;
+        for (unsigned i = 0; i < j->count; i++)
+            j->durable.generations[i] = generation;
+        j->durable.whole = true;
+    }
+    if (sync_images(j, err) < 0)
+        return -1;
+    j->durable.tail = j->committed = j->applied = j->head = target;
+    j->whole = j->durable.whole;
+    memcpy(j->generations, j->durable.generations, sizeof(j->generations));
+    return put_header(j, &j->durable, err);
+}
+
+/* R5: never writes over an image that a guest ran from. */
+static int claim_image(const char *image, const struct disk_info *disk, struct error *err)
+{
+    struct image_record rec = {0};
+    uint64_t size;
+    int found = image_read(image, &rec, err);
+
+    if (found < 0 || image_size(image, disk->size, &size, err) < 0)
+        return -1;
+    if (found && rec.role == IMAGE_VALID)
+        return error_set(err, "disk \"%s\" is itself a valid image: the VM ran on this host (since checkpoint %" PRIu64
+                         "). To give it up for the primary's, remove %s.remus", image, rec.epoch, image);
+    if (size != disk->size)
+        return error_set(err, "disk \"%s\" has %" PRIu64 " octets, the primary's has %" PRIu64
+                         ": make them equal, or remove the one here", image, size, disk->size);
+    if (found && rec.role == IMAGE_REPLICA)
+        return 0;
+    return image_write(image, &(struct image_record){.role = IMAGE_REPLICA, .id = image_new_id(), .size = size},
+                       err);
+}
+
+static int open_file(struct journal *j, const struct disk_info *disks, size_t capacity, struct error *err)
+{
+    bool known;
+    int rc;
+
+    j->fd = open(j->path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (j->fd < 0)
+        return error_set(err, "%s: %s", j->path, strerror(errno));
+    capacity &= ~(size_t)4095;
+    known = get_header(j, &j->durable) && j->durable.count == j->count;
+    for (unsigned i = 0; known && i < j->count; i++)
+        known = j->durable.sizes[i] == disks[i].size;
+    j->capacity = j->durable.capacity;
+    if (known && replay(j, err) < 0)
+        return -1;
+    if (known && j->capacity == capacity)
+        return 0;
+    if (!known) {
+        j->durable = (struct header){.count = j->count};
+        memcpy(j->durable.sizes, j->sizes, sizeof(j->sizes));
+    }
+    j->durable.capacity = j->capacity = capacity;
+    rc = ftruncate(j->fd, (off_t)(HEADER + capacity)) < 0 ? errno
+                                                           : posix_fallocate(j->fd, 0, (off_t)(HEADER + capacity));
+    if (rc) /* all of it now: a full disk shows here and not in a commit */
+        return error_set(err, "%s: journal of %zu MiB: %s", j->path, capacity >> 20, strerror(rc));
+    return put_header(j, &j->durable, err);
+}
+
+int journal_open(struct journal **out, char *const images[], const struct disk_info *disks, unsigned count,
+                 size_t capacity, struct error *err)
+{
+    struct journal *j = calloc(1, sizeof(*j));
+    int rc;
+
+    if (!j)
+        return error_set(err, "no memory");
+    pthread_mutex_init(&j->lock, NULL);
+    pthread_cond_init(&j->changed, NULL);
+    j->fd = -1;
+    j->body = malloc(BODY_MAX);
+    snprintf(j->path, sizeof(j->path), "%s.remus-journal", images[0]);
+    for (; j->count < count; j->count++) {
+        unsigned i = j->count;
+
+        j->image_fds[i] = -1;
+        j->images[i] = images[i];
+        j->sizes[i] = disks[i].size;
+        if (claim_image(images[i], &disks[i], err) < 0)
+            goto fail;
+        j->image_fds[i] = open(images[i], O_RDWR | O_CLOEXEC);
+        if (j->image_fds[i] < 0) {
+            error_set(err, "disk \"%s\": %s", images[i], strerror(errno));
+            goto fail;
+        }
+    }
+    if (!j->body) {
+        error_set(err, "no memory");
+        goto fail;
+    }
+    if (open_file(j, disks, capacity, err) < 0)
+        goto fail;
+    XXH3_64bits_reset(&j->digest);
+    rc = pthread_create(&j->thread, NULL, run, j);
+    if (rc) {
+        error_set(err, "cannot start a thread: %s", strerror(rc));
+        goto fail;
+    }
+    j->running = true;
+    *out = j;
+    return 0;
+fail:
+    journal_close(j);
+    return -1;
+}
+
+void journal_close(struct journal *j)
+{
+    if (!j)
+        return;
+    if (j->running) {
+        pthread_mutex_lock(&j->lock);
+        j->stop = true;
+        pthread_cond_broadcast(&j->changed);
+        pthread_mutex_unlock(&j->lock);
+        pthread_join(j->thread, NULL);
+    }
+    for (unsigned i = 0; i < j->count; i++)
+        if (j->image_fds[i] >= 0)
+            close(j->image_fds[i]);
+    if (j->fd >= 0)
+        close(j->fd);
+    free(j->body);
+    pthread_mutex_destroy(&j->lock);
+    pthread_cond_destroy(&j->changed);
+    free(j);
+}
+
+/* --- the link --- */
+
+void journal_bases(struct journal *j, const struct disk_info *disks, uint64_t *bases)
+{
+    SCOPED_LOCK(&j->lock);
+
+    for (unsigned i = 0; i < j->count; i++)
+        bases[i] = j->durable.ids[i] == disks[i].id ? j->generations[i] : 0;
+}
+
+static void expect_next(struct journal *j)
+{
+    j->length = 0;
+    j->ended = false;
+    XXH3_64bits_reset(&j->digest);
+}
+
+int journal_begin(struct journal *j, const struct disk_info *disks, bool resume, struct error *err)
+{
+    struct header h;
+
+    expect_next(j);
+    j->head = j->committed; /* only this thread commits */
+    if (resume)
+        return journal_check(j, err);
+    if (drain(j, err) < 0)
+        return -1;
+    journal_bases(j, disks, j->generations);
+    h = j->durable;
+    h.whole = false;
+    h.tail = j->committed;
+    for (unsigned i = 0; i < j->count; i++) {
+        h.ids[i] = disks[i].id;
+        h.generations[i] = j->generations[i];
+    }
+    if (put_header(j, &h, err) < 0)
+        return -1;
+    SCOPED_LOCK(&j->lock);
+    j->durable = h;
+    j->whole = false;
+    j->committed_epoch = j->applied_epoch = 0;
+    return 0;
+}
+
+/* Waits until `size` octets fit (R9): the link stands still meanwhile. */
+static int make_room(struct journal *j, uint64_t size, uint64_t epoch, struct error *err)
+{
+    uint64_t began = clock_ns();
+    SCOPED_LOCK(&j->lock);
+
+    while (!j->failed && j->head + size - j->durable.tail > j->capacity) {
+        if (!j->busy && j->applied == j->committed && j->durable.tail == j->applied)
+            return error_set(err, "checkpoint %" PRIu64 " changes more of the disks than the journal of %" PRIu64
+                             " MiB holds: raise disk-journal on both hosts", epoch, j->capacity >> 20);
+        j->want_room = true;
+        pthread_cond_broadcast(&j->changed);
+        pthread_cond_wait(&j->changed, &j->lock);
+        j->waited_ns += clock_ns() - began;
+        began = clock_ns();
+    }
+    return j->failed ? error_set(err, "%s", j->why.text) : 0;
+}
+
+int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, size_t length, struct error *err)
+{
+    const uint8_t *at = entries, *end = entries + length;
+    struct entry e;
+
+    if (j->ended || length > BODY_MAX)
+        return error_set(err, "disk changes of checkpoint %" PRIu64 " out of order or too long", epoch);
+    while (at < end)
+        if (entry_get(&e, &at, end, j->sizes, j->count, err) < 0)
+            return -1;
+    XXH3_64bits_update(&j->digest, entries, length);
+    j->length += length;
+    if (epoch == 0)
+        return change_images(j, entries, length, err);
+    if (make_room(j, record_size(length) + record_size(8), epoch, err) < 0)
+        return -1;
+    if (put_record(j, RECORD_CHANGES, epoch, entries, length) < 0)
+        return error_set(err, "%s: %s", j->path, strerror(errno));
+    fault_crash("disk-amid-write", epoch);
+    return 0;
+}
+
+int journal_end(struct journal *j, uint64_t generation, uint64_t length, uint64_t digest,
+                struct error *err)
+{
+    uint64_t ours = XXH3_64bits_digest(&j->digest);
+
+    if (j->ended || length != j->length || digest != ours)
+        return error_set(err, "disk changes are not whole: %" PRIu64 " of %" PRIu64 " octets, digest %016" PRIx64
+                         ", should be %016" PRIx64, j->length, length, ours, digest);
+    j->ended = true;
+    j->generation = generation;
+    return 0;
+}
+
+int journal_commit(struct journal *j, uint64_t epoch, struct error *err)
+{
+    uint8_t body[8];
+    struct wire_writer w = wire_writer(body, sizeof(body));
+
+    if (!j->ended)
+        return error_set(err, "checkpoint %" PRIu64 " comes without the end of its disk changes", epoch);
+    wire_put_uint(&w, j->generation, 8);
+    if (make_room(j, record_size(sizeof(body)), epoch, err) < 0)
+        return -1;
+    fault_crash("disk-before-commit", epoch);
+    if (put_record(j, RECORD_COMMIT, epoch, body, sizeof(body)) < 0)
+        return error_set(err, "%s: %s", j->path, strerror(errno));
+    fault_crash("disk-after-commit", epoch);
+    expect_next(j);
+    SCOPED_LOCK(&j->lock);
+    j->committed = j->head;
+    j->committed_epoch = epoch;
+    for (unsigned i = 0; i < j->count; i++)
+        j->generations[i] = j->generation;
+    pthread_cond_broadcast(&j->changed);
+    return 0;
+}
+
+int journal_activate(struct journal *j, uint64_t epoch, struct error *err)
+{
+    pthread_mutex_lock(&j->lock);
+    j->hurry = true;
+    pthread_mutex_unlock(&j->lock);
+    if (drain(j, err) < 0)
+        return -1;
+    if (!j->whole || j->committed_epoch != epoch)
+        return error_set(err, "the disks are at checkpoint %" PRIu64 ", the memory is at %" PRIu64,
+                         j->whole ? j->committed_epoch : 0, epoch);
+    fault_crash("disk-before-activate", epoch);
+    for (unsigned i = 0; i < j->count; i++)
+        if (image_validate(j->images[i], epoch, err) < 0)
+            return -1;
+    unlink(j->path);
+    SCOPED_LOCK(&j->lock);
+    j->activated = true;
+    pthread_cond_broadcast(&j->changed);
+    return 0;
+}
+
+void journal_stats(struct journal *j, struct journal_stats *stats)
+{
+    SCOPED_LOCK(&j->lock);
+
+    *stats = (struct journal_stats){
+        .used_bytes = j->committed - j->durable.tail,
+        .max_bytes = j->capacity,
+        .applied_epoch = j->applied_epoch,
+        .committed_epoch = j->committed_epoch,
+        .waited_ns = j->waited_ns,
+        .whole = j->whole,
+    };
+}

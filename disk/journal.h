@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The disks of a replica on the backup: a write-ahead journal in front of the images.
+ *
+ *     DISK records --> journal file (a ring) --commit--> thread: journal to disk, then images, in order
+ *
+ * The changes of an epoch go to the journal as they arrive; the images are not touched before the epoch is committed
+ * (R4, R5).  That file is the bounded log (R9): while there is memory its octets are in the page cache, and the
+ * thread reads them from there; when there is not, they are on the disk already.  A journal of our own
+ * in memory would be the same with a second copy and a second path.
+ *
+ * After a crash at any moment the images are at a committed epoch: before an octet of an epoch reaches an image, the
+ * epoch and its commit mark are durable in the journal; space is reused only when the images themselves are
+ * durable beyond it.  journal_open() replays, which may write again what was written before, in the same order.
+ *
+ *     file: header (4096) | ring of records: head (40) and body; positions only grow, index = position % capacity
+ *
+ *     0   magic u32 "rjr1" | type u32: 1 changes, 2 commit
+ *     8   position u64               where the record should be: what an older lap left is no record
+ *     16  epoch u64
+ *     24  length u64                 of the body, which is padded to 8
+ *     32  checksum u64               XXH3-64 of these 32 octets and the body
+ *
+ * A commit's body is its generation, 8 octets.  IMAGE.remus beside each image says that it is a replica (image.h); activation
+ * turns that into a valid image with a lineage of its own.
+ *
+ * One thread calls all but journal_stats; order: open, begin, then direct (synchronising) and write ... end, commit; at last
+ * activate, or close.
+ */
+#ifndef REMUS_DISK_JOURNAL_H
+#define REMUS_DISK_JOURNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/error.h"
+#include "disk.h"
+
+struct journal;
+
+struct journal_stats {
+    uint64_t used_bytes, max_bytes; /* of the ring: not yet durable in the images */
+    uint64_t applied_epoch, committed_epoch;
+    uint64_t waited_ns;             /* that the link waited for room */
+    bool whole;                     /* the images are at a committed epoch */
+};
+
+/*
+ * Opens images and journal, makes what is not there (sparse), replays, and starts the thread.  Refuses an image
+ * that is valid itself: the guest ran from it.  capacity: used when the journal is made, or is empty.
+ */
+int journal_open(struct journal **j, char *const images[], const struct disk_info *disks, unsigned count,
+                 size_t capacity, struct error *err);
+void journal_close(struct journal *j);
+
+/* Generation of each disk that is here; 0 for a disk of which nothing is. */
+void journal_bases(struct journal *j, const struct disk_info *disks, uint64_t *bases);
+
+/*
+ * A new link.  resume: the committed epoch stays the replica's; what came after it is thrown away.  Otherwise the
+ * images are about to be written directly: they are no replica until the next commit.
+ */
+int journal_begin(struct journal *j, const struct disk_info *disks, bool resume, struct error *err);
+
+/* Entries of the coming epoch, and of none while synchronising: checked, all or nothing. */
+int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, size_t length, struct error *err);
+
+/* What came since the last commit, in order: compared with what the primary says that it sent (R2). */
+int journal_end(struct journal *j, uint64_t generation, uint64_t length, uint64_t digest,
+                struct error *err);
+
+/* The epoch is whole. */
+int journal_commit(struct journal *j, uint64_t epoch, struct error *err);
+
+/* Did the thread fail?  The images are then at no epoch any more, until the next start replays. */
+int journal_check(struct journal *j, struct error *err);
+
+/* Applies all that is committed and makes the images valid: the guest may run from them (R5). */
+int journal_activate(struct journal *j, uint64_t epoch, struct error *err);
+
+void journal_stats(struct journal *j, struct journal_stats *stats);
+
+#endif

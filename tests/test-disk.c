@@ -1,0 +1,498 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * The parts of disk/: entries, the write queue, the stamps of an image, and the backup's journal, which is killed at
+ * each of its steps and must then find its images at a committed epoch (R4, R5).
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "common/fault.h"
+#include "disk/image.h"
+#include "disk/journal.h"
+#include "disk/queue.h"
+
+#define MIB (1u << 20)
+#define DISK_SIZE (4u * MIB)
+
+static char dir[64], paths[2][96], queue_path[96];
+
+static int set_up(void **state)
+{
+    (void)state;
+    strcpy(dir, "/tmp/test-disk-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    snprintf(paths[0], sizeof(paths[0]), "%s/a.img", dir);
+    snprintf(paths[1], sizeof(paths[1]), "%s/b.img", dir);
+    snprintf(queue_path, sizeof(queue_path), "%s/queue", dir);
+    return 0;
+}
+
+static int tear_down(void **state)
+{
+    char command[96];
+
+    (void)state;
+    snprintf(command, sizeof(command), "rm -rf %s", dir);
+    return system(command);
+}
+
+/* --- entries --- */
+
+static void test_entries_are_checked_R10(void **state)
+{
+    static const uint64_t sizes[] = {8192, 100};
+    static const struct entry bad[] = {
+        {0, 0, 512, 0, NULL},  {4, 0, 512, 0, NULL},    {ENTRY_ZERO, 2, 1, 0, NULL},
+        {ENTRY_ZERO, 0, 0, 0, NULL}, {ENTRY_ZERO, 0, 8193, 0, NULL}, {ENTRY_ZERO, 0, 1, 8192, NULL},
+        {ENTRY_ZERO, 1, 2, 99, NULL}, {ENTRY_TRIM, 0, UINT32_MAX, UINT64_MAX - 5, NULL},
+    };
+    uint8_t data[1000], out[1200];
+    struct entry e = {ENTRY_WRITE, 0, sizeof(data), 4096, data}, got;
+    const uint8_t *at = out;
+    struct error err;
+
+    (void)state;
+    memset(data, 7, sizeof(data));
+    memset(out, 0xff, sizeof(out));
+    entry_put(out, &e);
+    assert_int_equal(entry_size(ENTRY_WRITE, 1000), 16 + 1008);
+    assert_int_equal(out[16 + 1007], 0);
+    assert_int_equal(entry_get(&got, &at, out + 16 + 1008, sizes, 2, &err), 0);
+    assert_ptr_equal(at, out + 16 + 1008);
+    assert_int_equal(got.offset, 4096);
+    assert_memory_equal(got.data, data, sizeof(data));
+    for (size_t n = 0; n < 16 + 1008; n++) {
+        at = out;
+        assert_int_equal(entry_get(&got, &at, out + n, sizes, 2, &err), -1);
+    }
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        entry_put(out, &bad[i]);
+        at = out;
+        assert_int_equal(entry_get(&got, &at, out + 16, sizes, 2, &err), -1);
+    }
+}
+
+/* --- the queue --- */
+
+static void put(struct queue *q, uint64_t number, uint32_t length)
+{
+    uint8_t *data = malloc(length);
+    struct entry e = {ENTRY_WRITE, 0, length, number * 512, data};
+
+    memset(data, (int)number, length);
+    queue_begin(q, e.kind, length);
+    queue_end(q, &e);
+    free(data);
+}
+
+/* Takes all entries up to limit and checks that their numbers go on from *next. */
+static void take(struct queue *q, uint64_t limit, uint64_t *next)
+{
+    static const uint64_t sizes[] = {UINT64_MAX / 2};
+    const uint8_t *at, *end;
+    struct error err;
+    struct entry e;
+    size_t n;
+
+    while ((n = queue_peek(q, limit, MIB, &at)) > 0) {
+        for (end = at + n; at < end;) {
+            assert_int_equal(entry_get(&e, &at, end, sizes, 1, &err), 0);
+            assert_int_equal(e.offset, *next * 512);
+            assert_int_equal(e.data[0], (uint8_t)*next);
+            assert_int_equal(e.data[e.length - 1], (uint8_t)*next);
+            ++*next;
+        }
+        queue_done(q, n);
+    }
+}
+
+static void test_queue_keeps_order_and_barrier_R5(void **state)
+{
+    struct queue server, reader;
+    struct error err;
+    uint64_t next = 0, head, number = 0, generation;
+    unsigned seed = 1;
+
+    (void)state;
+    assert_int_equal(queue_create(&server, queue_path, MIB, 7, true, &err), 0);
+    queue_set_server(&server, getpid());
+    assert_int_equal(queue_server(queue_path), getpid());
+    assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+    put(&server, 99, 512); /* nobody listens yet */
+    queue_start(&reader);
+    for (unsigned round = 0; round < 400; round++) {
+        for (unsigned i = 0; i < 1 + (unsigned)rand_r(&seed) % 4; i++)
+            put(&server, number++, 512 + (uint32_t)rand_r(&seed) % 60000);
+        generation = queue_barrier(&reader, &head);
+        assert_int_equal(generation, 7 + round);
+        put(&server, number, 512); /* the next epoch's */
+        take(&reader, head, &next);
+        assert_int_equal(next, number); /* all before the barrier, none behind it */
+        number++;
+    }
+    queue_close(&reader);
+    queue_close(&server);
+    assert_int_equal(queue_server(queue_path), 0);
+}
+
+static void *fill(void *arg)
+{
+    for (uint64_t i = 0; i < 64; i++)
+        put(arg, i, 65536);
+    return NULL;
+}
+
+static void test_full_queue_waits_but_not_for_the_dead_R9(void **state)
+{
+    struct queue server, reader;
+    struct queue_stats stats;
+    struct error err;
+    uint64_t next = 0;
+    pthread_t thread;
+    int status;
+    pid_t child;
+
+    (void)state;
+    assert_int_equal(queue_create(&server, queue_path, MIB, 1, true, &err), 0);
+    assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+    queue_start(&reader);
+    pthread_create(&thread, NULL, fill, &server);
+    do
+        queue_stats(&reader, &stats);
+    while (stats.used_bytes < MIB - 2 * 65552);
+    while (next < 64)
+        take(&reader, queue_head(&reader), &next);
+    pthread_join(thread, NULL);
+    queue_stats(&reader, &stats);
+    assert_true(stats.written_bytes == 64 * 65536);
+    queue_stop(&reader);
+    queue_close(&reader);
+
+    /* A reader that is killed: the writes go on, the lock is free. */
+    child = fork();
+    if (child == 0) {
+        if (queue_open(&reader, queue_path, &err) == 0)
+            queue_start(&reader);
+        raise(SIGKILL);
+    }
+    waitpid(child, &status, 0);
+    fill(&server);
+    queue_stats(&server, &stats);
+    assert_true(stats.full_ns > 0);
+    queue_close(&server);
+}
+
+/* --- the image --- */
+
+static void make_image(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CREAT, 0600);
+
+    assert_true(fd >= 0 && ftruncate(fd, DISK_SIZE) == 0);
+    close(fd);
+}
+
+static uint64_t id_of(const char *path)
+{
+    struct image_record rec;
+
+    assert_int_equal(image_read(path, &rec, NULL), 1);
+    return rec.id;
+}
+
+static void test_stamps_tell_what_a_copy_lacks_R5(void **state)
+{
+    struct image im;
+    struct error err;
+    uint64_t id;
+
+    (void)state;
+    make_image(paths[0]);
+    assert_int_equal(image_take(paths[0], &err), 0);
+    assert_int_equal(image_open(&im, paths[0], true, &err), 0);
+    image_stamp(&im, IMAGE_BLOCK - 1, 2, 5);
+    image_stamp(&im, 10 * IMAGE_BLOCK, 1, 9);
+    assert_int_equal(image_next_changed(&im, 0, 0), 0);
+    assert_int_equal(image_next_changed(&im, 1, 4), 1);
+    assert_int_equal(image_next_changed(&im, 2, 4), 10);
+    assert_int_equal(image_next_changed(&im, 0, 5), 10);
+    assert_int_equal(image_next_changed(&im, 0, 9), im.blocks);
+    assert_int_equal(image_last_generation(&im), 9);
+    image_close(&im);
+
+    /* They outlive the server, however it ended; not what happens to the image without it. */
+    id = id_of(paths[0]);
+    assert_int_equal(image_take(paths[0], &err), 0);
+    assert_int_equal(id_of(paths[0]), id);
+    assert_int_equal(image_release(paths[0], &err), 0);
+    assert_int_equal(image_take(paths[0], &err), 0);
+    assert_int_equal(id_of(paths[0]), id);
+    assert_int_equal(image_release(paths[0], &err), 0);
+    usleep(20000);
+    assert_int_equal(truncate(paths[0], DISK_SIZE), 0); /* mtime */
+    assert_int_equal(utimensat(AT_FDCWD, paths[0], NULL, 0), 0);
+    assert_int_equal(image_take(paths[0], &err), 0);
+    assert_true(id_of(paths[0]) != id);
+    assert_int_equal(image_open(&im, paths[0], false, &err), 0);
+    assert_int_equal(image_next_changed(&im, 0, 0), im.blocks);
+    image_close(&im);
+
+    assert_int_equal(image_disown(paths[0], 17, &err), 0);
+    assert_int_equal(image_take(paths[0], &err), -1);
+    assert_non_null(strstr(err.text, "stale"));
+    assert_non_null(strstr(err.text, "17"));
+}
+
+static void test_damaged_record_is_refused_R10(void **state)
+{
+    char record[PATH_MAX];
+    struct error err;
+    int fd;
+
+    (void)state;
+    make_image(paths[0]);
+    assert_int_equal(image_take(paths[0], &err), 0);
+    image_record_path(paths[0], record);
+    fd = open(record, O_RDWR);
+    assert_int_equal(pwrite(fd, "\x55", 1, 21), 1);
+    close(fd);
+    assert_int_equal(image_take(paths[0], &err), -1);
+    assert_non_null(strstr(err.text, record));
+}
+
+/* --- the journal --- */
+
+#define EPOCHS 40
+static struct disk_info infos[2] = {{DISK_SIZE, 0xa}, {DISK_SIZE, 0xb}};
+
+/* What epoch N does: some random changes, the same at each call. */
+static size_t changes(uint64_t epoch, uint8_t *out, uint8_t *model[2])
+{
+    unsigned seed = (unsigned)epoch * 77, count = 1 + (unsigned)rand_r(&seed) % 12;
+    uint8_t *at = out;
+
+    for (unsigned i = 0; i < count; i++) {
+        uint32_t length = 512 * (1 + (uint32_t)rand_r(&seed) % 128);
+        struct entry e = {ENTRY_WRITE + (unsigned)rand_r(&seed) % 3, (unsigned)rand_r(&seed) % 2, length,
+                          (uint64_t)rand_r(&seed) % (DISK_SIZE - length), NULL};
+        uint8_t fill_with = e.kind == ENTRY_WRITE ? (uint8_t)(epoch * 16 + i) : 0;
+
+        entry_put(at, &e);
+        if (e.kind == ENTRY_WRITE)
+            memset(at + ENTRY_HEAD, fill_with, length);
+        at += entry_size(e.kind, length);
+        if (model)
+            memset(model[e.disk] + e.offset, fill_with, length);
+    }
+    return (size_t)(at - out);
+}
+
+static struct journal *open_journal(size_t mib)
+{
+    char *images[] = {paths[0], paths[1]};
+    struct journal *j;
+    struct error err;
+
+    if (journal_open(&j, images, infos, 2, mib * MIB, &err) < 0)
+        fail_msg("%s", err.text);
+    return j;
+}
+
+static void send(struct journal *j, uint64_t epoch, uint64_t generation)
+{
+    static uint8_t buffer[2 * MIB];
+    size_t length = changes(epoch, buffer, NULL);
+    struct error err;
+
+    if (journal_write(j, epoch, buffer, length, &err) < 0 ||
+        journal_end(j, generation, length, XXH3_64bits(buffer, length), &err) < 0 ||
+        journal_commit(j, epoch, &err) < 0)
+        fail_msg("%s", err.text);
+}
+
+static void run_epochs(void)
+{
+    struct journal *j = open_journal(16);
+    struct error err;
+
+    if (journal_begin(j, infos, false, &err) < 0)
+        _exit(1);
+    for (uint64_t epoch = 1; epoch <= EPOCHS; epoch++)
+        send(j, epoch, 1000 + epoch);
+    journal_close(j);
+}
+
+static bool images_are(uint8_t *model[2])
+{
+    static uint8_t content[DISK_SIZE];
+    bool same = true;
+
+    for (unsigned i = 0; i < 2 && same; i++) {
+        int fd = open(paths[i], O_RDONLY);
+
+        assert_int_equal(pread(fd, content, DISK_SIZE, 0), DISK_SIZE);
+        close(fd);
+        same = memcmp(content, model[i], DISK_SIZE) == 0;
+    }
+    return same;
+}
+
+/* After a crash in epoch `at` the images are at an epoch, and at the one whose generation the journal tells. */
+static void check_after_crash(const char *fault, uint64_t at)
+{
+    uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)};
+    static uint8_t buffer[2 * MIB];
+    struct journal *j = open_journal(16);
+    uint64_t bases[2], epoch = 0;
+
+    journal_bases(j, infos, bases);
+    assert_int_equal(bases[0], bases[1]);
+    while (bases[0] && epoch < bases[0] - 1000)
+        changes(++epoch, buffer, model);
+    if (!images_are(model))
+        fail_msg("R4, R5: %s@%d: the images are not at epoch %d", fault, (int)at, (int)epoch);
+    assert_true(epoch + 1 >= at || strcmp(fault, "disk-amid-apply") == 0);
+    journal_close(j);
+    free(model[0]);
+    free(model[1]);
+}
+
+static void test_crash_at_each_step_R4_R5(void **state)
+{
+    static const char *const faults[] = {"disk-amid-write", "disk-before-commit", "disk-after-commit",
+                                         "disk-amid-apply", "disk-before-free",   "disk-after-free"};
+
+    (void)state;
+    for (size_t f = 0; f < sizeof(faults) / sizeof(*faults); f++)
+        for (uint64_t at = 2; at < EPOCHS; at += 9) {
+            char fault[64];
+            int status;
+            pid_t child = fork();
+
+            if (child == 0) {
+                /* The thread frees room at epochs of its own choice: crash at the first of these. */
+                snprintf(fault, sizeof(fault), strstr(faults[f], "free") ? "%s" : "%s@%d", faults[f], (int)at);
+                fault_set(fault, NULL);
+                run_epochs();
+                _exit(0);
+            }
+            waitpid(child, &status, 0);
+            assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+            check_after_crash(faults[f], strstr(faults[f], "free") ? 0 : at);
+            for (unsigned i = 0; i < 2; i++) {
+                char path[PATH_MAX];
+
+                unlink(paths[i]);
+                snprintf(path, sizeof(path), "%s.remus-journal", paths[i]);
+                unlink(path);
+            }
+        }
+}
+
+static void test_uncommitted_changes_never_reach_the_images_R5(void **state)
+{
+    uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)};
+    static uint8_t buffer[2 * MIB];
+    struct journal *j = open_journal(16);
+    struct journal_stats stats;
+    struct image_record rec;
+    struct error err;
+    size_t length;
+
+    (void)state;
+    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    length = changes(100, buffer, model);
+    assert_int_equal(journal_write(j, 0, buffer, length, &err), 0); /* synchronising: at once */
+    assert_true(images_are(model));
+    assert_int_equal(journal_end(j, 1, length, 12345, &err), -1);   /* R2 */
+    assert_int_equal(journal_commit(j, 1, &err), -1);
+    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    send(j, 1, 1001);
+    changes(1, buffer, model);
+    length = changes(2, buffer, NULL);
+    assert_int_equal(journal_write(j, 2, buffer, length, &err), 0);
+    assert_int_equal(journal_begin(j, infos, true, &err), 0);       /* the link broke */
+    send(j, 3, 1003);
+    changes(3, buffer, model);
+    assert_int_equal(journal_activate(j, 2, &err), -1);             /* that is not the memory's checkpoint */
+    assert_int_equal(journal_activate(j, 3, &err), 0);
+    assert_true(images_are(model));
+    journal_stats(j, &stats);
+    assert_true(stats.whole);
+    journal_close(j);
+    assert_int_equal(image_read(paths[0], &rec, &err), 1);
+    assert_int_equal(rec.role, IMAGE_VALID);
+    assert_int_equal(rec.epoch, 3);
+    /* The guest ran from it: nobody makes a replica of it. */
+    assert_int_equal(journal_open(&j, (char *[]){paths[0], paths[1]}, infos, 2, 16 * MIB, &err), -1);
+    assert_non_null(strstr(err.text, "valid"));
+    free(model[0]);
+    free(model[1]);
+}
+
+/* Many times round the ring; then one epoch that does not fit. */
+static void test_journal_is_bounded_R9(void **state)
+{
+    static uint8_t buffer[2 * MIB];
+    uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)};
+    struct journal *j = open_journal(16);
+    struct entry e = {ENTRY_WRITE, 0, ENTRY_DATA_MAX, 0, NULL};
+    struct journal_stats stats;
+    struct error err;
+    struct stat st;
+    char path[PATH_MAX];
+    unsigned n = 0;
+
+    (void)state;
+    snprintf(path, sizeof(path), "%s.remus-journal", paths[0]);
+    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    for (uint64_t epoch = 1; epoch <= 300; epoch++) {
+        send(j, epoch, epoch);
+        changes(epoch, buffer, model);
+        journal_stats(j, &stats);
+        assert_true(stats.used_bytes <= stats.max_bytes);
+    }
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 4096 + 16 * MIB);
+    entry_put(buffer, &e);
+    while (journal_write(j, 301, buffer, entry_size(e.kind, e.length), &err) == 0)
+        n++;
+    assert_in_range(n, 40, 64);
+    assert_non_null(strstr(err.text, "disk-journal"));
+    assert_int_equal(journal_begin(j, infos, true, &err), 0);
+    assert_int_equal(journal_activate(j, 300, &err), 0);
+    assert_true(images_are(model));
+    journal_close(j);
+    free(model[0]);
+    free(model[1]);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(test_entries_are_checked_R10, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_queue_keeps_order_and_barrier_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_full_queue_waits_but_not_for_the_dead_R9, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_stamps_tell_what_a_copy_lacks_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_crash_at_each_step_R4_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_uncommitted_changes_never_reach_the_images_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_journal_is_bounded_R9, set_up, tear_down),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

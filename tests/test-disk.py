@@ -1,0 +1,371 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Disks that fail over with the memory: two daemons, a fake guest, and a client that writes to the guest's disks as
+the guest would, while hosts, daemons and links are lost."""
+import io
+import os
+import random
+import shutil
+import signal
+import struct
+import sys
+import threading
+import time
+
+import remus_reader
+from remus_hosts import BUILD, TYPES, Pair, Suite, wait_for
+from remus_nbd import FUA, Nbd
+
+suite = Suite()
+MIB = 1 << 20
+SIZE = 16 * MIB
+BLOCK = 4096
+
+
+def server_pid(host):
+    """The disk server's, as it says in its write queue (disk/queue.c)."""
+    try:
+        with open(os.path.join(host.dir, "fake1.disk-queue"), "rb") as f:
+            pid = struct.unpack("i", f.read(60)[56:60])[0]
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            return pid if b"remus-disk" in f.read() else None
+    except (OSError, struct.error):
+        return None
+
+
+def kill_server(host):
+    pid = server_pid(host)
+    if pid:
+        os.kill(pid, signal.SIGKILL)
+        wait_for("the disk server is gone", lambda: not server_pid(host))
+
+
+class Disks(Pair):
+    """A pair whose VM has disks; the primary's hold random data when the test begins."""
+
+    def __init__(self, count=1, size=SIZE, **keys):
+        super().__init__(**keys)
+        self.size = size
+        self.images = {}
+        for host in (self.primary, self.backup):
+            self.images[host] = [os.path.join(host.dir, f"disk{i}.img") for i in range(count)]
+            names = ", ".join(f'"{p}"' for p in self.images[host])
+            with open(host.config, encoding="ascii") as f:
+                text = f.read()
+            with open(host.config, "w", encoding="ascii") as f:
+                f.write(text.replace("vm fake1 {\n", f"vm fake1 {{\n    disks = {{ {names} }}\n"))
+        for path in self.images[self.primary]:
+            with open(path, "wb") as f:
+                f.truncate(size)
+                for _ in range(32):
+                    f.seek(random.randrange(size // BLOCK) * BLOCK)
+                    f.write(random.randbytes(BLOCK))
+        self.start_content = [open(p, "rb").read() for p in self.images[self.primary]]
+        self.disk_octets = 0
+        self.proxy.filter = self.count
+
+    def count(self, direction, kind, epoch, body):
+        if kind == "DISK":
+            self.disk_octets += len(body)
+        return 0
+
+    def nbd(self, host, export=0):
+        return Nbd(os.path.join(host.dir, "fake1.nbd"), str(export))
+
+    def kill_primary(self):
+        self.primary.kill_host()
+        kill_server(self.primary)
+
+    def content(self, host, disk=0):
+        with open(self.images[host][disk], "rb") as f:
+            return f.read()
+
+    def __exit__(self, kind, value, trace):
+        if kind:
+            for host in (self.primary, self.backup):
+                try:
+                    with open(os.path.join(host.dir, "fake1.nbdkit.log"), encoding="utf-8") as f:
+                        sys.stderr.write(f"--- {host.name} nbdkit\n{f.read()}\n")
+                except OSError:
+                    pass
+        for host in (self.primary, self.backup):
+            if host.alive():
+                host.kill_daemon()
+            kill_server(host)
+        return super().__exit__(kind, value, trace)
+
+
+class Writer(threading.Thread):
+    """Writes, zeroes and trims at random, one after the other, on all disks; keeps what it did, and when each was done."""
+
+    def __init__(self, pair, host, pause=0.0005):
+        super().__init__(daemon=True)
+        self.pair, self.pause = pair, pause
+        self.disks = [pair.nbd(host, i) for i in range(len(pair.images[host]))]
+        self.log, self.done = [], []
+        self.stopping = False
+        self.start()
+
+    def run(self):
+        try:
+            while not self.stopping:
+                disk = random.randrange(len(self.disks))
+                offset = random.randrange(self.pair.size // BLOCK - 8) * BLOCK
+                length = random.randrange(1, 9) * BLOCK
+                kind = random.choice(("write", "write", "write", "zero", "trim"))
+                data = bytes(length) if kind != "write" else struct.pack(">Q", len(self.log) + 1) * (length // 8)
+                self.log.append((disk, offset, data))
+                if kind == "write":
+                    self.disks[disk].write(offset, data, random.choice((0, 0, 0, FUA)))
+                else:
+                    getattr(self.disks[disk], kind)(offset, length)
+                self.done.append(time.monotonic())
+                time.sleep(self.pause)
+        except (OSError, EOFError):
+            pass  # the host died
+
+    def stop(self):
+        self.stopping = True
+        self.join()
+
+
+def find_prefix(start, log, images):
+    """How many of the writes are in the images, so that exactly these are: not one of a later one."""
+    state = [bytearray(s) for s in start]
+    now = [bytearray(i) for i in images]
+    different = [sum(state[d][o:o + BLOCK] != now[d][o:o + BLOCK] for o in range(0, len(state[d]), BLOCK))
+                 for d in range(len(state))]
+    if not any(different):
+        return 0
+    for n, (disk, offset, data) in enumerate(log, 1):
+        for o in range(offset, offset + len(data), BLOCK):
+            different[disk] -= state[disk][o:o + BLOCK] != now[disk][o:o + BLOCK]
+            state[disk][o:o + BLOCK] = data[o - offset:o - offset + BLOCK]
+            different[disk] += state[disk][o:o + BLOCK] != now[disk][o:o + BLOCK]
+        if not any(different):
+            return n
+    raise AssertionError(f"R4, R5: the images are at no point of {len(log)} writes, at best {different} blocks off")
+
+
+def check_takeover(pair, writer):
+    """The backup's images are what the guest had written at the checkpoint that was activated (R2, R4, R5)."""
+    epoch = pair.check_takeover()
+    images = [pair.content(pair.backup, i) for i in range(len(pair.images[pair.backup]))]
+    found = find_prefix(pair.start_content, writer.log, images)
+    # When checkpoint E was taken, E-2 had been acknowledged: at most two are in flight.
+    acked = pair.proxy.acks.get(epoch - 2)
+    if acked:
+        known = sum(t < acked for t in writer.done)
+        assert found >= known, f"R2: {found} writes on the disk, {known} were done before checkpoint {epoch}"
+    return found
+
+
+@suite.test
+def host_lost_under_writes_R4_R5():
+    for count in (1, 2):
+        with Disks(count, takeover="automatic") as pair:
+            writer_needs = pair.backup.start, pair.primary.start
+            for start in writer_needs:
+                start()
+            wait_for("the disk server", lambda: server_pid(pair.primary))
+            writer = Writer(pair, pair.primary)  # also while it synchronises
+            pair.primary.wait_state("protected")
+            pair.wait_epochs(30)
+            pair.kill_primary()
+            writer.join()
+            assert check_takeover(pair, writer) > 0
+
+
+@suite.test
+def replica_refuses_writes_until_activated_R5():
+    with Disks(takeover="automatic") as pair:
+        pair.protect()
+        primary = pair.nbd(pair.primary)
+        primary.write(0, b"x" * BLOCK)
+        disk = pair.nbd(pair.backup)
+        for change in (lambda: disk.write(0, b"y" * BLOCK), lambda: disk.zero(0, BLOCK), lambda: disk.trim(0, BLOCK)):
+            try:
+                change()
+                raise AssertionError("R5: a replica that is not activated was written to")
+            except OSError:
+                pass
+        pair.wait_epochs(5)
+        pair.kill_primary()
+        pair.backup.wait_state("active")
+        assert disk.read(0, BLOCK) == b"x" * BLOCK
+        disk.write(0, b"z" * BLOCK)
+        disk.flush()
+        assert pair.content(pair.backup)[:BLOCK] == b"z" * BLOCK
+
+
+@suite.test
+def stale_and_valid_images_are_refused_R5():
+    with Disks() as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary)
+        disk.write(BLOCK, b"s" * BLOCK)
+        pair.primary.do("switchover")
+        pair.backup.wait_state("active")
+        pair.primary.wait_state("handed-over")
+        wait_for("the disk server of the old primary ends", lambda: not server_pid(pair.primary))
+        assert pair.content(pair.backup)[BLOCK:2 * BLOCK] == b"s" * BLOCK
+        pair.primary.stop()
+        pair.backup.kill_daemon()
+        pair.backup.kill_guest()
+        pair.primary.start()
+        error = wait_for("an error", lambda: (pair.primary.try_status() or {}).get("last_error"))
+        assert "stale" in error, error
+        # The other way round: nobody may write a replica over the image that is valid now.
+        pair.primary.kill_daemon()
+        os.unlink(pair.images[pair.primary][0] + ".remus")
+        os.unlink(os.path.join(pair.backup.dir, "fake1.active"))
+        kill_server(pair.backup)
+        before = pair.content(pair.backup)
+        pair.backup.start()
+        pair.primary.start()
+        error = wait_for("a refusal", lambda: "valid image" in ((pair.primary.try_status() or {}).get("last_error") or ""))
+        assert pair.content(pair.backup) == before
+
+
+CRASHES = ("disk-amid-write", "disk-before-commit", "disk-after-commit", "disk-amid-apply")
+
+
+@suite.test
+def backup_crashes_at_each_step_R4_R5():
+    for fault in CRASHES:
+        with Disks(2, takeover="automatic") as pair:
+            pair.backup.start(faults=f"{fault}@25")
+            pair.primary.start()
+            wait_for("the disk server", lambda: server_pid(pair.primary))
+            writer = Writer(pair, pair.primary)
+            pair.backup.wait_crash()
+            pair.backup.kill_guest()
+            sent = pair.disk_octets
+            pair.backup.start()
+            pair.primary.wait_state("protected")
+            pair.wait_epochs(10)
+            pair.kill_primary()
+            writer.join()
+            check_takeover(pair, writer)
+            assert pair.disk_octets - sent < len(pair.images[pair.primary]) * SIZE, fault
+
+
+@suite.test
+def primary_daemon_crashes_and_finds_its_disks_R5():
+    with Disks(takeover="manual", timeout=5000) as pair:
+        pair.protect()
+        writer = Writer(pair, pair.primary)
+        pair.wait_epochs(10)
+        pair.primary.kill_daemon()
+        time.sleep(0.3)  # the guest writes on, nobody listens
+        before = len(writer.done)
+        time.sleep(0.3)
+        assert len(writer.done) > before, "the guest's writes wait for a daemon that is gone"
+        pair.primary.start()
+        pair.primary.wait_state("protected")
+        pair.wait_epochs(10)
+        pair.kill_primary()
+        writer.join()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        check_takeover(pair, writer)
+
+
+@suite.test
+def short_link_loss_sends_only_what_changed_R5():
+    with Disks(size=64 * MIB, takeover="manual") as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary)
+        disk.write(0, b"a" * BLOCK)
+        pair.wait_epochs(5)
+        for lose in ("link", "backup", "both"):
+            pair.proxy.refuse = True
+            if lose == "link":
+                pair.proxy.cut()
+            else:
+                pair.backup.kill_daemon()
+                pair.backup.kill_guest()
+                if lose == "both":
+                    pair.primary.kill_daemon()
+                pair.backup.start()
+            disk.write(20 * MIB, lose.encode() * 1000)
+            disk.write(40 * MIB, random.randbytes(MIB))
+            pair.proxy.refuse = False
+            before = pair.disk_octets
+            if lose == "both":
+                pair.primary.start()
+            pair.primary.wait_state("protected")
+            pair.wait_epochs(5)
+            assert MIB <= pair.disk_octets - before < 3 * MIB, (lose, pair.disk_octets - before)
+            wait_for("the backup's image is the primary's",
+                     lambda: pair.content(pair.backup) == pair.content(pair.primary))
+
+
+@suite.test
+def slow_link_slows_writes_down_R9():
+    with Disks(takeover="manual", disk_queue=1, timeout=20000, interval=20) as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary)
+        pair.proxy.stalled.set()
+        threading.Timer(1.0, pair.proxy.stalled.clear).start()
+        for _ in range(32):
+            for at in range(0, SIZE, MIB):
+                disk.write(at, random.randbytes(MIB))
+            if not pair.proxy.stalled.is_set():
+                break
+        assert pair.primary.do("status")["disks"]["full_ms"] > 0
+        pair.wait_epochs(5)
+        wait_for("the backup's image is the primary's",
+                 lambda: pair.content(pair.backup) == pair.content(pair.primary))
+
+
+@suite.test
+def second_reader_follows_the_stream_R10():
+    stream = {"P": b"", "B": b""}
+
+    def keep(direction, kind, epoch, body):
+        head = struct.pack(">HHIQ", TYPES.index(kind), 0, len(body), epoch)
+        stream[direction] += head + struct.pack(">Q", remus_reader.xxh3_64(head + body)) + body
+        return 0
+
+    with Disks(2, size=MIB, takeover="manual", interval=200, fake_rate=10, timeout=5000) as pair:
+        pair.proxy.filter = keep
+        pair.protect()
+        disks = [pair.nbd(pair.primary, i) for i in range(2)]
+        disks[0].write(1000, b"r" * 5000)
+        disks[1].zero(BLOCK, BLOCK)
+        disks[1].trim(2 * BLOCK, 3 * BLOCK)
+        pair.wait_epochs(3)
+        pair.proxy.refuse = True
+        pair.proxy.cut()
+        out = io.StringIO()
+        for direction in "PB":
+            data = stream[direction]
+            if direction == "P":  # the first HELLO is a query on a connection of its own
+                data = data[data.rfind(b"remusd\r\n") - 24:]
+            else:
+                data = data[data.rfind(struct.pack(">HH", 15, 0) + struct.pack(">I", 16)):]
+            remus_reader.read(data, out)
+        for line in ("disk 0: write 5000 at 1000", "disk 1: trim 4096 at 4096", "disk 1: trim 12288 at 8192",
+                     "has generations 0 0"):
+            assert line in out.getvalue(), (line, out.getvalue()[-3000:])
+
+
+@suite.test
+def epoch_larger_than_the_journal_is_refused_and_synchronised_anew_R9():
+    with Disks(size=64 * MIB, takeover="manual", disk_journal=16, interval=3000) as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary)
+        for at in range(0, 40 * MIB, MIB):
+            disk.write(at, random.randbytes(MIB))
+        wait_for("a clear error", lambda: "disk-journal" in (pair.backup.do("status")["last_error"] or ""))
+        pair.primary.wait_state("protected")
+        wait_for("the backup's image is the primary's",
+                 lambda: pair.content(pair.backup) == pair.content(pair.primary))
+
+
+if __name__ == "__main__":
+    if not shutil.which("nbdkit") or not os.path.exists(os.path.join(BUILD, "vm", "remus-disk.so")):
+        print("1..0 # SKIP no nbdkit, or built without its plugin header")
+        sys.exit(0)
+    suite.main()
