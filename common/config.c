@@ -482,7 +482,8 @@ static int check_vm(const struct vm_config *vm, int end)
         return fail(line_of("tap", end), vm,
                     "tap needs mac, the guest's address, to announce it after a takeover");
     if (*vm->services && !*vm->tap)
-        return fail(line_of("services", end), vm, "services needs tap: without a network there are none");
+        return fail(line_of("services", end), vm,
+                    "services needs tap: without a network there are none");
     if (strcmp(vm->platform, "qemu") == 0 && !*vm->kernel)
         return fail(end, vm, "kernel is missing: platform = qemu boots a Linux kernel");
     return 0;

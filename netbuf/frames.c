@@ -193,7 +193,8 @@ static bool send_reset(struct frames_port *f, struct reset_frame *r)
     return true;
 }
 
-/* R3: is the frame of a connection that is being reset?  Then it is answered, and goes no further. */
+/* R3: is the frame of a connection that is being reset?  Then it is answered, and goes no
+ * further. */
 static bool is_reset(struct frames_port *f, enum reset_side from, const struct iovec *frame)
 {
     struct reset_frame answer;

@@ -178,8 +178,8 @@ static void set_gone(struct reset *r, struct entry *e, enum reset_side side)
         r->left--;
 }
 
-/* The guest's TCP between two stations of the table, in a form that does not say which connection's:
- * a fragment could carry what no client may see. */
+/* The guest's TCP between two stations of the table, in a form that does not say which
+ * connection's: a fragment could carry what no client may see. */
 static bool may_be_ours(const struct reset *r, const struct packet *p)
 {
     struct net_flow f = flow_of(p, RESET_GUEST);

@@ -57,8 +57,8 @@ bool reset_take(struct reset *r, enum reset_side from, const uint8_t *frame, siz
 bool reset_poke(struct reset *r, uint64_t now, struct reset_frame *poke);
 void reset_poked(struct reset *r);
 
-/* When the next poke is due, or the table is of no more use; UINT64_MAX when it is of none now: then
- * it can be freed. */
+/* When the next poke is due, or the table is of no more use; UINT64_MAX when it is of none now:
+ * then it can be freed. */
 uint64_t reset_due(const struct reset *r, uint64_t now);
 
 #endif
