@@ -477,26 +477,10 @@ static void announce(struct standby *s, const struct receiver_checkpoint *ck)
 {
     struct error err;
 
-    if (s->port->ops->activate(s->port, ck->net, ck->net_length, &err) < 0) {
-        note(s, "takeover: the network was not told: %s", err.text);
-        s->port->ops->pass(s->port);
-    }
-}
-
-/* R5: all that the checkpoint has of the disks is in the images, and they are the valid ones, before the guest runs. */
-static int activate_disks(struct standby *s, uint64_t epoch, struct error *err)
-{
-    struct queue queue;
-    char path[108];
-
-    if (!s->journal)
-        return 0;
-    if (journal_activate(s->journal, epoch, err) < 0 || disk_queue_path(s->cfg, path) < 0 ||
-        queue_open(&queue, path, err) < 0)
-        return -1;
-    queue_let_write(&queue);
-    queue_close(&queue);
-    return 0;
+    /* R3: without the list of open flows none may go on; better no network than a wrong one */
+    if (s->port->ops->activate(s->port, ck->net, ck->net_length, &err) < 0)
+        note(s, "takeover: the network state is of no use, the guest's packets stay held: %s",
+             err.text);
 }
 
 static void take_over(struct standby *s)
