@@ -24,6 +24,7 @@
 #include "disk/image.h"
 #include "disk/journal.h"
 #include "disk/queue.h"
+#include "disk/server.h"
 
 #define MIB (1u << 20)
 #define DISK_SIZE (4u * MIB)
@@ -193,6 +194,59 @@ static void test_full_queue_waits_but_not_for_the_dead_R9(void **state)
     fill(&server);
     queue_stats(&server, &stats);
     assert_true(stats.full_ns > 0);
+    queue_close(&server);
+}
+
+static void nobody(void *arg)
+{
+    (void)arg;
+}
+
+/* What the engine sees: the changes of an epoch, before and after its barrier, and never one of the next. */
+static void test_epoch_ends_at_its_barrier_R5(void **state)
+{
+    char *disks[] = {paths[0], NULL};
+    struct vm_config cfg = {.name = "t", .run_dir = dir, .disks = disks, .disk_count = 1};
+    uint64_t base[] = {1}, generation = 0;
+    struct queue server;
+    struct error err;
+    struct disk *d;
+    const uint8_t *at;
+    char path[108];
+    int fd = open(paths[0], O_RDWR | O_CREAT, 0600);
+
+    (void)state;
+    assert_true(fd >= 0 && ftruncate(fd, DISK_SIZE) == 0);
+    close(fd);
+    assert_int_equal(image_take(paths[0], &err), 0);
+    assert_int_equal(disk_queue_path(&cfg, path), 0);
+    assert_int_equal(queue_create(&server, path, MIB, 1, true, &err), 0);
+    assert_int_equal(disk_open(&d, &cfg, &err), 0);
+    assert_int_equal(disk_start(d, base, nobody, NULL, &err), 0);
+    for (uint64_t epoch = 1; epoch <= 20; epoch++) {
+        put(&server, 0, 512);
+        assert_int_equal(disk_take(d, epoch, MIB, &at), 528); /* early */
+        disk_done(d, 528);
+        put(&server, 1, 512);
+        disk_barrier(d, epoch);
+        put(&server, 2, 1024);
+        disk_barrier(d, epoch + 1); /* two in flight */
+        put(&server, 3, 2048);
+        assert_int_equal(disk_take(d, epoch, MIB, &at), 528);
+        disk_done(d, 528);
+        assert_int_equal(disk_take(d, epoch, MIB, &at), 0);
+        assert_true(disk_end(d, epoch) > generation);
+        generation = disk_end(d, epoch++);
+        assert_int_equal(disk_take(d, epoch, MIB, &at), 1040);
+        disk_done(d, 1040);
+        assert_int_equal(disk_take(d, epoch, MIB, &at), 0);
+        assert_int_equal(disk_end(d, epoch), ++generation);
+        assert_int_equal(disk_take(d, epoch + 1, MIB, &at), 2064);
+        disk_done(d, 2064);
+    }
+    disk_stop(d);
+    disk_finish(d);
+    disk_close(d);
     queue_close(&server);
 }
 
@@ -487,6 +541,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_entries_are_checked_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_queue_keeps_order_and_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_full_queue_waits_but_not_for_the_dead_R9, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_epoch_ends_at_its_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_stamps_tell_what_a_copy_lacks_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_crash_at_each_step_R4_R5, set_up, tear_down),

@@ -58,7 +58,9 @@ static void header_as_drawn(void **state)
 
 static uint32_t maximum(unsigned type)
 {
-    return type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET ? 2 * 1024 * 1024 : 1024;
+    bool large = type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK;
+
+    return large ? 2 * 1024 * 1024 : 1024;
 }
 
 static void r10_lengths_over_the_maximum_refused(void **state)
