@@ -483,6 +483,22 @@ static void announce(struct standby *s, const struct receiver_checkpoint *ck)
              err.text);
 }
 
+/* R5: all that the checkpoint has of the disks is in the images, and they are the valid ones, before the guest runs. */
+static int activate_disks(struct standby *s, uint64_t epoch, struct error *err)
+{
+    struct queue queue;
+    char path[108];
+
+    if (!s->journal)
+        return 0;
+    if (journal_activate(s->journal, epoch, err) < 0 || disk_queue_path(s->cfg, path) < 0 ||
+        queue_open(&queue, path, err) < 0)
+        return -1;
+    queue_let_write(&queue);
+    queue_close(&queue);
+    return 0;
+}
+
 static void take_over(struct standby *s)
 {
     struct receiver_checkpoint ck = held_checkpoint(s);
