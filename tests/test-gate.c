@@ -475,7 +475,11 @@ static void test_net_state_decode(void **state)
     assert_memory_equal(s.addresses.entry, t.entry, 3 * sizeof(t.entry[0]));
     assert_int_equal(s.flows, 2);
     net_state_flow(&s, 1, &back);
-    assert_memory_equal(&back, &flow, sizeof(flow));
+    assert_memory_equal(&back, &flow, offsetof(struct net_flow, port)); /* there is padding behind the ports */
+    assert_int_equal(back.port, flow.port);
+    assert_int_equal(back.peer_port, flow.peer_port);
+    assert_int_equal(back.seq, flow.seq);
+    assert_int_equal(back.ack, flow.ack);
     assert_int_equal(net_state_decode(&s, NULL, 0, &err), 0);
     assert_int_equal(s.flows, 0);
     s.flows = 9;
