@@ -21,7 +21,7 @@
 #include "remusd/engine.h"
 #include "tests/qemu-guest.h"
 
-#define EPOCHS 200
+#define EPOCHS 300
 #define COPY_MEMORY (256u << 20)
 #define COPY_PAGES 1000
 
@@ -130,7 +130,7 @@ static int run_epochs(struct engine *e, struct error *err)
         pthread_mutex_unlock(&e->lock);
         if (engine_checkpoint(e, true, err) < 0)
             return -1;
-        if (i == EPOCHS / 10) /* what came before was warming up */
+        if (i == EPOCHS / 2) /* before, the guest wrote pages for the first time */
             memset(e->stats.pause, 0, sizeof(e->stats.pause));
     }
     return 0;
