@@ -393,7 +393,10 @@ static void run_epochs(struct protection *p)
         if (guest_gone(p, guest_health(p)))
             return;
         if (engine_checkpoint(&p->engine, true, &err) < 0) {
-            if (guest_gone(p, p->vm->ops->health(p->vm))) /* in the middle of it: no failure (R7) */
+            /* In the middle of it: no failure (R7).  A process that is just dying may still look alive. */
+            for (int i = 0; i < 40 && p->vm->ops->health(p->vm) == VM_ALIVE; i++)
+                clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
+            if (guest_gone(p, p->vm->ops->health(p->vm)))
                 return;
             engine_end_link(&p->engine, LINK_LOST, "checkpoint failed: %s", err.text);
             return;
