@@ -19,7 +19,7 @@
 #define PROTO_MAGIC UINT64_C(0x72656d7573640d0a) /* "remusd\r\n" */
 #define PROTO_HEADER_LEN 24
 #define PROTO_BODY_MAX (2u << 20)   /* octets in one record's body */
-#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, state and net */
+#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, state, net, disk, machine */
 #define PROTO_PORT "7910"
 
 /* Types of records.  P: primary to backup, B: backup to primary. */
@@ -39,11 +39,13 @@ enum proto_type {
     PROTO_DISK = 13,      /* P: changes of disks (disk/entry.h); epoch 0 while synchronising */
     PROTO_DISK_END = 14,  /* P: all changes of the epoch were sent */
     PROTO_DISKS = 15,     /* B: before WELCOME: what the backup has of each disk */
+    PROTO_MACHINE = 16,   /* P: behind HELLO: the platform's description of the machine, opaque here */
 };
-#define PROTO_TYPE_MAX 15
+#define PROTO_TYPE_MAX 16
 
 #define FEATURE_DISKS UINT64_C(1) /* DISK, DISK_END, DISKS; HELLO names the disks */
-#define FEATURES_KNOWN FEATURE_DISKS
+#define FEATURE_MACHINE UINT64_C(2) /* MACHINE follows a HELLO without HELLO_QUERY */
+#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_MACHINE)
 
 enum proto_refusal {
     REFUSE_PROTOCOL = 1,  /* malformed or out of order */
