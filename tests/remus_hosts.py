@@ -322,7 +322,8 @@ class Pair:
     def protect(self):
         self.backup.start()
         self.primary.start()
-        return self.primary.wait_state("protected")
+        self.primary.wait_state("protected")
+        self.backup.wait_state("ready")  # it acknowledges first, then applies
 
     def wait_epochs(self, count):
         start = self.primary.do("status")["acked_epoch"]
