@@ -149,8 +149,10 @@ class Host:
         return status and status["state"]
 
     def wait_state(self, *states):
-        return wait_for(f"{self.name} is {' or '.join(states)}, was {self.state()}\n{self.log()}",
-                        lambda: (s := self.try_status()) and s["state"] in states and s)
+        try:
+            return wait_for("state", lambda: (s := self.try_status()) and s["state"] in states and s)
+        except AssertionError:
+            raise AssertionError(f"{self.name} is {self.state()}, not {' or '.join(states)}\n{self.log()}") from None
 
     def guest_pid(self):
         try:
