@@ -17,7 +17,7 @@
 #define SYNC_BLOCKS 1024u /* looked at in one call: the changes of the guest wait meanwhile */
 
 struct mark {
-    uint64_t epoch, head, generation;
+    uint64_t epoch, head, generation, written;
 };
 
 struct disk {
@@ -33,6 +33,7 @@ struct disk {
 
     pthread_mutex_t lock;
     struct mark marks[MARKS];
+    uint64_t acked_written; /* what the guest had written at the last acknowledged barrier */
     uint64_t base[DISKS_MAX];
     struct disk_sync sync;
     unsigned sync_disk;    /* the sync's own */
@@ -50,6 +51,7 @@ int disk_open(struct disk **disk, const struct vm_config *cfg, struct error *err
     pthread_mutex_init(&d->lock, NULL);
     d->queue.fd = -1;
     d->sync.done = true;
+    d->acked_written = DISK_UNKNOWN;
     if (disk_queue_path(cfg, path) < 0 || queue_open(&d->queue, path, err) < 0)
         goto fail;
     for (; d->count < cfg->disk_count; d->count++) {
@@ -170,12 +172,21 @@ void disk_finish(struct disk *d)
     d->watching = false;
 }
 
+static uint64_t written(const struct disk *d)
+{
+    struct queue_stats s;
+
+    queue_stats(&d->queue, &s);
+    return s.written_bytes;
+}
+
 void disk_barrier(struct disk *d, uint64_t epoch)
 {
     struct mark *m = &d->marks[epoch % MARKS];
     SCOPED_LOCK(&d->lock);
 
     m->epoch = epoch;
+    m->written = written(d); /* a little before the barrier: what it misses counts as behind */
     m->generation = queue_barrier(&d->queue, &m->head);
 }
 
@@ -201,6 +212,22 @@ uint64_t disk_end(struct disk *d, uint64_t epoch)
     SCOPED_LOCK(&d->lock);
 
     return d->marks[epoch % MARKS].generation;
+}
+
+uint64_t disk_acked(struct disk *d, uint64_t epoch)
+{
+    const struct mark *m = &d->marks[epoch % MARKS];
+    SCOPED_LOCK(&d->lock);
+
+    d->acked_written = m->written;
+    return m->generation;
+}
+
+uint64_t disk_behind(struct disk *d)
+{
+    SCOPED_LOCK(&d->lock);
+
+    return d->acked_written == DISK_UNKNOWN ? DISK_UNKNOWN : written(d) - d->acked_written;
 }
 
 bool disk_busy(struct disk *d)

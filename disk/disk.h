@@ -34,6 +34,8 @@ struct disk_sync {
     bool done;
 };
 
+#define DISK_UNKNOWN UINT64_MAX
+
 /* Attaches to the running disk server. */
 int disk_open(struct disk **disk, const struct vm_config *cfg, struct error *err);
 void disk_close(struct disk *d);
@@ -59,6 +61,11 @@ void disk_done(struct disk *d, size_t octets);
 
 /* After the barrier of `epoch`, and when disk_take has given 0 for it. */
 uint64_t disk_end(struct disk *d, uint64_t epoch);
+
+/* The backup holds this epoch: its generation. */
+uint64_t disk_acked(struct disk *d, uint64_t epoch);
+/* Octets that the guest has written since then; DISK_UNKNOWN before the first. */
+uint64_t disk_behind(struct disk *d);
 
 /* Fills `out` with entries of the next blocks to sync, at most `max` octets, at least 1 MiB.  1: more; 0: all done. */
 int disk_sync_next(struct disk *d, struct buffer *out, size_t max, struct error *err);

@@ -26,7 +26,7 @@ static int acknowledged(struct engine *e, uint64_t epoch, struct error *err)
     e->stats.checkpoints++;
     e->sync_round = 0;
     if (e->disk)
-        e->disk_acked = disk_end(e->disk, epoch);
+        e->disk_acked = disk_acked(e->disk, epoch);
     pacer_acked(&e->pacer, epoch);
     pthread_cond_broadcast(&e->changed);
     pthread_mutex_unlock(&e->lock);

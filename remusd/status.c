@@ -83,33 +83,37 @@ static json_t *staging(const struct protection *p)
                      (json_int_t)s.max_bytes, "stretched", (json_int_t)s.stretched);
 }
 
+/* What the guest writes meanwhile comes on top: the total is not the last word. */
+static json_t *disk_progress(const struct disk_sync *s)
+{
+    double sent = (double)s->sent, total = (double)(s->total > s->sent ? s->total : s->sent);
+    double rate = sent / ((double)(clock_ns() - s->began) / 1e9);
+
+    return json_pack("{s:f, s:f, s:o}", "percent", total > 0 ? 100 * sent / total : 0.0, "rate_mib_s",
+                     rate / 1048576, "eta_s", rate > 0 ? json_real((total - sent) / rate) : json_null());
+}
+
 /* engine.lock is held. */
 static json_t *disks(const struct protection *p)
 {
     struct disk_sync sync;
     struct queue_stats s;
-    double seconds, rate;
+    uint64_t behind;
     json_t *o;
 
     if (!p->ready || !p->engine.disk)
         return json_null();
     disk_stats(p->engine.disk, &s);
     disk_sync_state(p->engine.disk, &sync);
+    behind = disk_behind(p->engine.disk);
     o = json_pack("{s:i, s:I, s:I, s:I, s:o, s:I}", "count", (int)disk_count(p->engine.disk),
                   "written_bytes", (json_int_t)s.written_bytes, "queue_bytes", (json_int_t)s.used_bytes,
                   "queue_max_bytes", (json_int_t)s.max_bytes, "full_ms", ms(s.full_ns), "errors",
                   (json_int_t)s.errors);
-    seconds = (double)(clock_ns() - sync.began) / 1e9;
-    rate = (double)sync.sent / seconds;
-    if (sync.done || !p->engine.link)
-        json_object_set_new(o, "sync", json_null());
-    else
-        json_object_set_new(o, "sync",
-                            json_pack("{s:f, s:f, s:o}", "percent", 100.0 * (double)sync.sent / (double)sync.total,
-                                      "rate_mib_s", rate / 1048576, "eta_s",
-                                      rate > 0 && sync.total > sync.sent
-                                          ? json_real((double)(sync.total - sync.sent) / rate)
-                                          : json_null()));
+    json_object_set_new(o, "in_step", json_boolean(p->lc.state == LC_PROTECTED && sync.done));
+    json_object_set_new(o, "behind_bytes",
+                        behind == DISK_UNKNOWN ? json_null() : json_integer((json_int_t)behind));
+    json_object_set_new(o, "sync", sync.done || !p->engine.link ? json_null() : disk_progress(&sync));
     return o;
 }
 
