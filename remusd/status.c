@@ -93,10 +93,36 @@ static json_t *disk_progress(const struct disk_sync *s)
                      rate / 1048576, "eta_s", rate > 0 ? json_real((total - sent) / rate) : json_null());
 }
 
+static json_t *verify_ranges(const struct disk_verify *v)
+{
+    json_t *a = json_array();
+
+    for (unsigned i = 0; i < v->range_count; i++)
+        json_array_append_new(a, json_pack("{s:i, s:I, s:I}", "disk", (int)v->ranges[i].disk, "offset",
+                                           (json_int_t)v->ranges[i].offset, "length",
+                                           (json_int_t)v->ranges[i].length));
+    return a;
+}
+
+static json_t *verify_progress(const struct disk_verify *v)
+{
+    double total = (double)v->total, done = v->sent < v->total ? (double)v->sent : total;
+    double rate = done / ((double)((v->running ? clock_ns() : v->ended) - v->began) / 1e9);
+
+    if (!v->began)
+        return json_null();
+    return json_pack("{s:b, s:b, s:f, s:f, s:f, s:I, s:I, s:o, s:o}", "running", v->running, "repair",
+                     v->repair, "percent", 100 * done / total, "rate_mib_s", rate / 1048576, "eta_s",
+                     rate > 0 ? (total - done) / rate : 0.0, "compared_bytes", (json_int_t)v->compared,
+                     "differing_bytes", (json_int_t)v->differing, "ranges", verify_ranges(v), "failed",
+                     v->failed[0] ? json_string(v->failed) : json_null());
+}
+
 /* engine.lock is held. */
 static json_t *disks(const struct protection *p)
 {
     struct disk_sync sync;
+    struct disk_verify verify;
     struct queue_stats s;
     uint64_t behind;
     json_t *o;
@@ -105,6 +131,7 @@ static json_t *disks(const struct protection *p)
         return json_null();
     disk_stats(p->engine.disk, &s);
     disk_sync_state(p->engine.disk, &sync);
+    disk_verify_state(p->engine.disk, &verify);
     behind = disk_behind(p->engine.disk);
     o = json_pack("{s:i, s:I, s:I, s:I, s:o, s:I}", "count", (int)disk_count(p->engine.disk),
                   "written_bytes", (json_int_t)s.written_bytes, "queue_bytes", (json_int_t)s.used_bytes,
@@ -113,6 +140,7 @@ static json_t *disks(const struct protection *p)
     json_object_set_new(o, "in_step", json_boolean(p->lc.state == LC_PROTECTED && sync.done));
     json_object_set_new(o, "behind_bytes",
                         behind == DISK_UNKNOWN ? json_null() : json_integer((json_int_t)behind));
+    json_object_set_new(o, "verify", verify_progress(&verify));
     json_object_set_new(o, "sync", sync.done || !p->engine.link ? json_null() : disk_progress(&sync));
     return o;
 }

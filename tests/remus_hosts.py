@@ -23,7 +23,7 @@ import time
 
 BUILD = os.environ.get("top_builddir", ".")
 TYPES = ("", "HELLO", "WELCOME", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "ACK", "GOODBYE",
-         "HANDOVER", "ACTIVATED", "DISK", "DISK_END", "DISKS")
+         "HANDOVER", "ACTIVATED", "DISK", "DISK_END", "DISKS", "CHECKED")
 PATIENCE = 60  # seconds that anything may take on a busy machine
 
 
