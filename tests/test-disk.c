@@ -216,7 +216,9 @@ static void test_epoch_ends_at_its_barrier_R5(void **state)
 {
     char *disks[] = {paths[0], NULL};
     struct vm_config cfg = {.name = "t", .run_dir = dir, .disks = disks, .disk_count = 1};
-    uint64_t base[] = {1}, generation = 0;
+    uint64_t base[] = {1}, generation = 0, head;
+    struct buffer entries = {0};
+    struct disk_verify verify;
     struct queue server;
     struct error err;
     struct disk *d;
@@ -253,7 +255,30 @@ static void test_epoch_ends_at_its_barrier_R5(void **state)
         assert_int_equal(disk_take(d, epoch + 1, MIB, &at), 2064);
         disk_done(d, 2064);
     }
+    /* Nor is a block compared or sent as it is behind the barrier. */
+    assert_int_equal(disk_verify_start(d, true, &err), 0);
+    assert_int_equal(disk_verify_start(d, true, &err), -1);
+    disk_barrier(d, 30);
+    put(&server, 4, 512);
+    assert_int_equal(disk_verify_next(d, 30, &entries, &head, &err), 0);
+    assert_int_equal(entries.len, 0);
+    assert_int_equal(disk_verify_next(d, 31, &entries, &head, &err), 1);
+    assert_int_equal(entries.len, 16 * entry_size(ENTRY_CHECK, IMAGE_BLOCK));
+    assert_int_equal(disk_take_to(d, head, MIB, &at), 528);
+    assert_int_equal(disk_checked(d, &(struct proto_checked){MIB, 1, {{0, IMAGE_BLOCK, 0}}}, &err), 0);
+    assert_int_equal(disk_checked(d, &(struct proto_checked){1, 0, {{0, 0, 0}}}, &err), -1); /* R10: not asked */
+    assert_int_equal(disk_checked(d, &(struct proto_checked){0, 1, {{1, IMAGE_BLOCK, 0}}}, &err), -1);
+    assert_int_equal(disk_checked(d, &(struct proto_checked){0, 1, {{0, IMAGE_BLOCK, DISK_SIZE}}}, &err), -1);
+    buffer_clear(&entries);
+    disk_barrier(d, 31);
+    assert_int_equal(disk_verify_next(d, 31, &entries, &head, &err), 0);
+    assert_int_equal(disk_verify_next(d, 32, &entries, &head, &err), 1); /* what differed, again */
+    assert_int_equal(entries.data[0], ENTRY_TRIM);
+    buffer_free(&entries);
     disk_stop(d);
+    disk_verify_state(d, &verify);
+    assert_false(verify.running);
+    assert_non_null(strstr(verify.failed, "link"));
     disk_finish(d);
     disk_close(d);
     queue_close(&server);
