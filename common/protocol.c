@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#define XXH_INLINE_ALL
 #include <assert.h>
 #include <inttypes.h>
+#include <string.h>
+#include <xxhash.h>
 
 #include "protocol.h"
 #include "wire.h"
@@ -35,6 +38,15 @@ const char *proto_type_name(unsigned type)
     return type <= PROTO_TYPE_MAX && type_names[type] ? type_names[type] : "unknown";
 }
 
+static uint16_t header_check(const uint8_t header[PROTO_HEADER_LEN])
+{
+    uint8_t covered[PROTO_CHECKED];
+
+    memcpy(covered, header, sizeof(covered));
+    covered[2] = covered[3] = 0;
+    return (uint16_t)XXH3_64bits(covered, sizeof(covered));
+}
+
 void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *h)
 {
     struct wire_writer w = wire_writer(out, PROTO_HEADER_LEN);
@@ -44,6 +56,8 @@ void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *
     wire_put_uint(&w, h->length, 4);
     wire_put_uint(&w, h->epoch, 8);
     wire_put_uint(&w, h->checksum, 8);
+    w = wire_writer(out + 2, 2);
+    wire_put_uint(&w, header_check(out), 2);
 }
 
 static bool large(unsigned type)
@@ -54,9 +68,10 @@ static bool large(unsigned type)
 int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err)
 {
     struct wire_reader r = wire_reader(in, PROTO_HEADER_LEN);
+    uint16_t check;
 
     h->type = wire_get_u16(&r);
-    wire_get_u16(&r); /* reserved: zero when sent, ignored when read */
+    check = wire_get_u16(&r);
     h->length = wire_get_u32(&r);
     h->epoch = wire_get_u64(&r);
     h->checksum = wire_get_u64(&r);
@@ -66,6 +81,9 @@ int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN],
     if (h->length > (large(h->type) ? PROTO_BODY_MAX : PROTO_SMALL_MAX))
         return error_set(err, "%s record of %" PRIu32 " octets is longer than allowed",
                          proto_type_name(h->type), h->length);
+    if (check != header_check(in))
+        return error_set(err, "header of a %s record: check wrong, the stream is corrupt",
+                         proto_type_name(h->type));
     return 0;
 }
 

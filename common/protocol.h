@@ -18,6 +18,7 @@
 #define PROTO_VERSION_MAX 1
 #define PROTO_MAGIC UINT64_C(0x72656d7573640d0a) /* "remusd\r\n" */
 #define PROTO_HEADER_LEN 24
+#define PROTO_CHECKED 16 /* octets of it before the checksum */
 #define PROTO_BODY_MAX (2u << 20)   /* octets in one record's body */
 #define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, state and net */
 #define PROTO_PORT "7910"
@@ -65,7 +66,7 @@ struct proto_header {
     uint16_t type;
     uint32_t length;   /* of the body */
     uint64_t epoch;
-    uint64_t checksum; /* XXH3-64 of the header's first 16 octets and the body */
+    uint64_t checksum; /* XXH3-64 of the header's first PROTO_CHECKED octets and the body */
 };
 
 #define HELLO_RESYNC 1u /* what changed since the last checkpoint is not known: send all again */
@@ -134,7 +135,7 @@ struct proto_notice {
 const char *proto_type_name(unsigned type);
 
 void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *h);
-/* Checks type and length; the checksum is the caller's, who has the body. */
+/* Checks all but the checksum, which is the caller's, who has the body: a length that is wrong must not be waited for. */
 int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err);
 
 size_t proto_put_hello(uint8_t *out, const struct proto_hello *m);

@@ -327,16 +327,20 @@ static bool say_goodbye(struct protection *p, const char *why)
     return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
 
-/* The guest ended by itself: nothing must be taken over.  Its process died: the backup has the last checkpoint. */
+/*
+ * The guest ended by itself: nothing must be taken over.  Its process died: the backup has the last checkpoint, or one
+ * from before this link, since when output is held.
+ */
 static bool guest_gone(struct protection *p, enum vm_health health)
 {
     struct engine *e = &p->engine;
+    uint64_t epoch = p->lc.state == LC_PROTECTED ? e->pacer.acked : p->committed;
 
     if (health == VM_ALIVE)
         return false;
-    if (health == VM_DIED && e->link && p->lc.state == LC_PROTECTED) {
+    if (health == VM_DIED && e->link && epoch) {
         note(p, "the guest's process died: handing over to the backup");
-        if (link_send_empty(e->link, PROTO_HANDOVER, e->pacer.acked) == 0)
+        if (link_send_empty(e->link, PROTO_HANDOVER, epoch) == 0)
             wait_for_end(e);
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
         return true;
@@ -396,6 +400,16 @@ static bool synchronise(struct protection *p)
     return true;
 }
 
+/* After a checkpoint that failed.  A process that is just dying may still look alive. */
+static enum vm_health health_in_the_end(struct protection *p)
+{
+    enum vm_health health;
+
+    for (int i = 0; (health = p->vm->ops->health(p->vm)) == VM_ALIVE && i < 40; i++)
+        clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
+    return health;
+}
+
 /*
  * The epoch loop (docs: "An epoch").  Runs until the link ends, the guest is gone, or a request comes.
  */
@@ -409,10 +423,7 @@ static void run_epochs(struct protection *p)
         if (guest_gone(p, guest_health(p)))
             return;
         if (engine_checkpoint(&p->engine, true, &err) < 0) {
-            /* In the middle of it: no failure (R7).  A process that is just dying may still look alive. */
-            for (int i = 0; i < 40 && p->vm->ops->health(p->vm) == VM_ALIVE; i++)
-                clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
-            if (guest_gone(p, p->vm->ops->health(p->vm)))
+            if (guest_gone(p, health_in_the_end(p))) /* in the middle of it: no failure (R7) */
                 return;
             engine_end_link(&p->engine, LINK_LOST, "checkpoint failed: %s", err.text);
             return;

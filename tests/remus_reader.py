@@ -183,6 +183,17 @@ class Cursor:
             raise Bad(f"body has {len(self.data) - self.at} octets too many")
 
 
+def check(kind, length, epoch):
+    """What guards a header."""
+    return xxh3_64(struct.pack(">HHIQ", kind, 0, length, epoch)) & 0xffff
+
+
+def record(kind, epoch=0, body=b""):
+    """A record as it should be sent, for tests that talk to a daemon."""
+    head = struct.pack(">HHIQ", kind, check(kind, len(body), epoch), len(body), epoch)
+    return head + struct.pack(">Q", xxh3_64(head + body)) + body
+
+
 class Reader:
     """One direction.  `who` is found out by the first record."""
 
@@ -416,12 +427,14 @@ def read(data, out):
         head = data[at:at + HEADER]
         if len(head) < HEADER:
             raise Bad(f"octet {at}: cut off inside a header")
-        kind, _, length, epoch, checksum = struct.unpack(">HHIQQ", head)
+        kind, guard, length, epoch, checksum = struct.unpack(">HHIQQ", head)
         name = NAMES.get(kind)
         if not name:
             raise Bad(f"octet {at}: unknown type {kind}")
         if length > (2 << 20 if name in LARGE else 1024):
             raise Bad(f"octet {at}: {name} of {length} octets is too long")
+        if check(kind, length, epoch) != guard:
+            raise Bad(f"octet {at}: {name}: header check {guard:04x} is wrong")
         body = data[at + HEADER:at + HEADER + length]
         if len(body) < length:
             raise Bad(f"octet {at}: cut off inside {name}")

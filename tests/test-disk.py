@@ -405,8 +405,7 @@ def second_reader_follows_the_stream_R10():
     stream = {"P": b"", "B": b""}
 
     def keep(direction, kind, epoch, body):
-        head = struct.pack(">HHIQ", TYPES.index(kind), 0, len(body), epoch)
-        stream[direction] += head + struct.pack(">Q", remus_reader.xxh3_64(head + body)) + body
+        stream[direction] += remus_reader.record(TYPES.index(kind), epoch, body)
         return 0
 
     with Disks(2, size=MIB, takeover="manual", interval=200, fake_rate=10, timeout=5000) as pair:
