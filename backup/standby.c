@@ -653,15 +653,15 @@ static void report_checks(struct standby *s)
 {
     uint8_t body[PROTO_SMALL_MAX];
     struct iovec iov = {.iov_base = body};
-    struct proto_checked c;
+    struct proto_compared c;
 
-    while (s->journal && s->link && s->detector.state != DT_ACTIVE && journal_checked(s->journal, &c)) {
+    while (s->journal && s->link && s->detector.state != DT_ACTIVE && journal_compared(s->journal, &c)) {
         if (c.count && s->detector.state == DT_READY)
             note(s, "disk %" PRIu32 " differs from the primary's: %" PRIu32 " octets at %" PRIu64
                  ", and perhaps elsewhere; remusctl verify on the primary says where", c.differ[0].disk,
                  c.differ[0].length, c.differ[0].offset);
-        iov.iov_len = proto_put_checked(body, &c);
-        link_send(s->link, PROTO_CHECKED, 0, &iov, 1); /* a broken link shows in recv */
+        iov.iov_len = proto_put_compared(body, &c);
+        link_send(s->link, PROTO_COMPARED, 0, &iov, 1); /* a broken link shows in recv */
     }
 }
 

@@ -40,12 +40,12 @@ enum proto_type {
     PROTO_DISK = 13,      /* P: changes of disks (disk/entry.h); epoch 0 while synchronising */
     PROTO_DISK_END = 14,  /* P: all changes of the epoch were sent */
     PROTO_DISKS = 15,     /* B: before WELCOME: what the backup has of each disk */
-    PROTO_CHECKED = 16,   /* B: blocks of disks that were compared, and those that differ */
+    PROTO_COMPARED = 16,  /* B: blocks of disks that were compared, and those that differ */
 };
 #define PROTO_TYPE_MAX 16
 
 #define FEATURE_DISKS UINT64_C(1) /* DISK, DISK_END, DISKS; HELLO names the disks */
-#define FEATURE_DISK_CHECKS UINT64_C(2) /* CHECK entries in DISK, CHECKED, DISK_COMPARE in DISKS */
+#define FEATURE_DISK_CHECKS UINT64_C(2) /* CHECK entries in DISK, COMPARED, DISK_COMPARE in DISKS */
 #define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS)
 
 enum proto_refusal {
@@ -118,12 +118,12 @@ struct proto_range {
     uint64_t offset;
 };
 
-#define CHECKED_RANGES 60u
+#define COMPARED_RANGES 60u
 
-struct proto_checked {
-    uint64_t octets;            /* compared since the CHECKED before */
+struct proto_compared {
+    uint64_t octets;            /* compared since the COMPARED before */
     unsigned count;
-    struct proto_range differ[CHECKED_RANGES];
+    struct proto_range differ[COMPARED_RANGES];
 };
 
 /* REFUSE and GOODBYE */
@@ -150,8 +150,8 @@ int proto_get_disk_end(struct proto_disk_end *m, const uint8_t *in, size_t len, 
 size_t proto_put_disks(uint8_t *out, const uint64_t *generations, unsigned count);
 int proto_get_disks(uint64_t *generations, unsigned count, const uint8_t *in, size_t len,
                     struct error *err);
-size_t proto_put_checked(uint8_t *out, const struct proto_checked *m);
-int proto_get_checked(struct proto_checked *m, const uint8_t *in, size_t len, struct error *err);
+size_t proto_put_compared(uint8_t *out, const struct proto_compared *m);
+int proto_get_compared(struct proto_compared *m, const uint8_t *in, size_t len, struct error *err);
 size_t proto_put_notice(uint8_t *out, unsigned code, const char *text);
 int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, struct error *err);
 

@@ -599,16 +599,16 @@ static int check_range(const struct disk *d, const struct proto_range *r, struct
     if (r->disk < d->count && r->length && r->offset % IMAGE_BLOCK == 0 && r->offset < d->images[r->disk].size &&
         r->length <= d->images[r->disk].size - r->offset)
         return 0;
-    return error_set(err, "CHECKED speaks of %" PRIu32 " octets at %" PRIu64 " of disk %" PRIu32, r->length, r->offset,
+    return error_set(err, "COMPARED speaks of %" PRIu32 " octets at %" PRIu64 " of disk %" PRIu32, r->length, r->offset,
                      r->disk);
 }
 
-int disk_checked(struct disk *d, const struct proto_checked *c, struct error *err)
+int disk_compared(struct disk *d, const struct proto_compared *c, struct error *err)
 {
     pthread_mutex_lock(&d->lock);
     if (c->octets > d->checks_sent - d->checks_answered) {
         pthread_mutex_unlock(&d->lock);
-        return error_set(err, "CHECKED speaks of more than was sent");
+        return error_set(err, "COMPARED speaks of more than was sent");
     }
     d->checks_answered += c->octets;
     if (d->verify.running)

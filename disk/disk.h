@@ -6,7 +6,7 @@
  *     disk_start        a link is up; from here on every change is queued
  *     disk_sync_next    blocks that the backup lacks, while the guest runs
  *     disk_verify_next  checksums of blocks, to be compared by the backup at the same point in the order of changes
- *     disk_checked      what the backup says of them
+ *     disk_compared     what the backup says of them
  *     disk_barrier      in the pause: the epoch ends here
  *     disk_take, _done  the changes of an epoch, in order; also before its barrier, as they come
  *     disk_end          all of the epoch was taken: its generation
@@ -101,8 +101,8 @@ void disk_verify_state(struct disk *d, struct disk_verify *verify);
 int disk_verify_next(struct disk *d, uint64_t epoch, struct buffer *out, uint64_t *head, struct error *err);
 /* The changes up to `head`, as disk_take. */
 size_t disk_take_to(struct disk *d, uint64_t head, size_t max, const uint8_t **entries);
-/* A CHECKED record.  -1 when it makes no sense (R10). */
-int disk_checked(struct disk *d, const struct proto_checked *c, struct error *err);
+/* A COMPARED record.  -1 when it makes no sense (R10). */
+int disk_compared(struct disk *d, const struct proto_compared *c, struct error *err);
 
 /* Octets that a backup with this base lacks. */
 uint64_t disk_changed_since(const struct disk *d, uint64_t generation);

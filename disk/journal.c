@@ -27,7 +27,7 @@
 #define HEADER_USED 512u
 #define RECORD_HEAD 40u
 #define BODY_MAX (2u << 20)
-#define RANGE_BLOCKS 16384u /* of a CHECKED: its length fits into 32 bits */
+#define RANGE_BLOCKS 16384u /* of a COMPARED: its length fits into 32 bits */
 
 enum { RECORD_CHANGES = 1, RECORD_COMMIT = 2 };
 
@@ -743,12 +743,12 @@ static bool take_differing(struct journal *j, struct proto_range *r)
     return false;
 }
 
-bool journal_checked(struct journal *j, struct proto_checked *c)
+bool journal_compared(struct journal *j, struct proto_compared *c)
 {
     SCOPED_LOCK(&j->lock);
 
     c->count = 0;
-    while (c->count < CHECKED_RANGES && take_differing(j, &c->differ[c->count]))
+    while (c->count < COMPARED_RANGES && take_differing(j, &c->differ[c->count]))
         c->count++;
     /* What differs is told first: whoever hears that all was compared has heard of it. */
     c->octets = j->differing_blocks ? 0 : j->checked;

@@ -80,7 +80,7 @@ int journal_check(struct journal *j, struct error *err);
 int journal_activate(struct journal *j, uint64_t epoch, struct error *err);
 
 /* CHECK entries: what was compared since the last call.  False: nothing. */
-bool journal_checked(struct journal *j, struct proto_checked *c);
+bool journal_compared(struct journal *j, struct proto_compared *c);
 
 /* Was there an image before this journal was opened, that may be like the primary's? */
 bool journal_may_be_alike(const struct journal *j, unsigned disk);

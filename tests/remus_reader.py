@@ -144,11 +144,11 @@ HEADER = 24
 PAGE = 4096
 NAMES = {1: "HELLO", 2: "WELCOME", 3: "REFUSE", 4: "HEARTBEAT", 5: "PAGES", 6: "STATE", 7: "NET",
          8: "END", 9: "ACK", 10: "GOODBYE", 11: "HANDOVER", 12: "ACTIVATED",
-         13: "DISK", 14: "DISK_END", 15: "DISKS", 16: "CHECKED"}
+         13: "DISK", 14: "DISK_END", 15: "DISKS", 16: "COMPARED"}
 LARGE = {"PAGES", "STATE", "NET", "DISK"}
 SENT_BY = {"primary": {"HELLO", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "GOODBYE",
                        "HANDOVER", "DISK", "DISK_END"},
-           "backup": {"DISKS", "CHECKED", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
+           "backup": {"DISKS", "COMPARED", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
 REFUSALS = {1: "protocol", 2: "version", 3: "feature", 4: "unknown VM", 5: "busy", 6: "resources",
             7: "profile", 8: "active", 9: "later", 10: "corrupt"}
 CODINGS = {0: "stored", 1: "lz4", 2: "zstd"}

@@ -265,10 +265,10 @@ static void test_epoch_ends_at_its_barrier_R5(void **state)
     assert_int_equal(disk_verify_next(d, 31, &entries, &head, &err), 1);
     assert_int_equal(entries.len, 16 * entry_size(ENTRY_CHECK, IMAGE_BLOCK));
     assert_int_equal(disk_take_to(d, head, MIB, &at), 528);
-    assert_int_equal(disk_checked(d, &(struct proto_checked){MIB, 1, {{0, IMAGE_BLOCK, 0}}}, &err), 0);
-    assert_int_equal(disk_checked(d, &(struct proto_checked){1, 0, {{0, 0, 0}}}, &err), -1); /* R10: not asked */
-    assert_int_equal(disk_checked(d, &(struct proto_checked){0, 1, {{1, IMAGE_BLOCK, 0}}}, &err), -1);
-    assert_int_equal(disk_checked(d, &(struct proto_checked){0, 1, {{0, IMAGE_BLOCK, DISK_SIZE}}}, &err), -1);
+    assert_int_equal(disk_compared(d, &(struct proto_compared){MIB, 1, {{0, IMAGE_BLOCK, 0}}}, &err), 0);
+    assert_int_equal(disk_compared(d, &(struct proto_compared){1, 0, {{0, 0, 0}}}, &err), -1); /* R10: not asked */
+    assert_int_equal(disk_compared(d, &(struct proto_compared){0, 1, {{1, IMAGE_BLOCK, 0}}}, &err), -1);
+    assert_int_equal(disk_compared(d, &(struct proto_compared){0, 1, {{0, IMAGE_BLOCK, DISK_SIZE}}}, &err), -1);
     buffer_clear(&entries);
     disk_barrier(d, 31);
     assert_int_equal(disk_verify_next(d, 31, &entries, &head, &err), 0);
@@ -550,13 +550,13 @@ static size_t put_check(uint8_t *out, unsigned block, uint64_t hash)
     return entry_size(e.kind, e.length);
 }
 
-static void await_checked(struct journal *j, struct proto_checked *c, uint64_t octets)
+static void await_compared(struct journal *j, struct proto_compared *c, uint64_t octets)
 {
-    *c = (struct proto_checked){0};
+    *c = (struct proto_compared){0};
     while (octets) {
-        struct proto_checked more;
+        struct proto_compared more;
 
-        if (!journal_checked(j, &more)) {
+        if (!journal_compared(j, &more)) {
             usleep(1000);
             continue;
         }
@@ -564,7 +564,7 @@ static void await_checked(struct journal *j, struct proto_checked *c, uint64_t o
         for (unsigned i = 0; i < more.count; i++)
             c->differ[c->count++] = more.differ[i];
     }
-    assert_false(journal_checked(j, c + 1));
+    assert_false(journal_compared(j, c + 1));
 }
 
 /* A check means the image between the change before it and the one behind it; of an epoch that is committed. */
@@ -572,7 +572,7 @@ static void test_checks_mean_their_place_among_the_changes_R5(void **state)
 {
     static uint8_t buffer[2 * MIB];
     struct journal *j = open_journal(16);
-    struct proto_checked c[2];
+    struct proto_compared c[2];
     uint64_t hash, other;
     struct error err;
     size_t n = 0;
@@ -587,22 +587,22 @@ static void test_checks_mean_their_place_among_the_changes_R5(void **state)
     for (unsigned block = 61; block < 64; block++)
         n += put_check(buffer + n, block, hash);
     assert_int_equal(journal_write(j, 1, buffer, n, &err), 0);
-    assert_false(journal_checked(j, &c[0]));
+    assert_false(journal_compared(j, &c[0]));
     assert_int_equal(journal_end(j, 7, n, XXH3_64bits(buffer, n), &err), 0);
     assert_int_equal(journal_commit(j, 1, &err), 0);
-    await_checked(j, c, 6 * ENTRY_CHECK_MAX);
+    await_compared(j, c, 6 * ENTRY_CHECK_MAX);
     assert_int_equal(c[0].count, 1);
     assert_int_equal(c[0].differ[0].offset, 61 * ENTRY_CHECK_MAX);
     assert_int_equal(c[0].differ[0].length, 3 * ENTRY_CHECK_MAX);
     journal_close(j);
     j = open_journal(16); /* what is applied again is not at that point any more */
-    assert_false(journal_checked(j, &c[0]));
+    assert_false(journal_compared(j, &c[0]));
     assert_true(journal_may_be_alike(j, 0));
     assert_int_equal(journal_begin(j, infos, false, &err), 0);
     n = put_check(buffer, 63, other); /* synchronising: at once */
     n += put_check(buffer + n, 5, other);
     assert_int_equal(journal_write(j, 0, buffer, n, &err), 0);
-    await_checked(j, c, 2 * ENTRY_CHECK_MAX);
+    await_compared(j, c, 2 * ENTRY_CHECK_MAX);
     assert_int_equal(c[0].count, 1);
     assert_int_equal(c[0].differ[0].offset, 5 * ENTRY_CHECK_MAX);
     journal_close(j);
