@@ -15,11 +15,14 @@
 #define NOTICE_FIXED 2
 #define DISK_END_LEN 24
 #define HELLO_DISK 16
+#define COMPARED_FIXED 8
+#define COMPARED_RANGE 16
 
 _Static_assert(2 + 2 + 4 + 8 + 8 == PROTO_HEADER_LEN, "header as drawn");
 _Static_assert(8 + 2 + 2 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 8 == HELLO_FIXED, "HELLO as drawn");
 _Static_assert(HELLO_FIXED + 3 * 256 + 1 + CONFIG_DISKS_MAX * HELLO_DISK <= PROTO_SMALL_MAX,
                "HELLO fits");
+_Static_assert(COMPARED_FIXED + COMPARED_RANGES * COMPARED_RANGE <= PROTO_SMALL_MAX, "COMPARED fits");
 
 static const char *const type_names[PROTO_TYPE_MAX + 1] = {
     [PROTO_HELLO] = "HELLO",         [PROTO_WELCOME] = "WELCOME", [PROTO_REFUSE] = "REFUSE",
@@ -27,7 +30,7 @@ static const char *const type_names[PROTO_TYPE_MAX + 1] = {
     [PROTO_NET] = "NET",             [PROTO_END] = "END",         [PROTO_ACK] = "ACK",
     [PROTO_GOODBYE] = "GOODBYE",     [PROTO_HANDOVER] = "HANDOVER",
     [PROTO_ACTIVATED] = "ACTIVATED", [PROTO_DISK] = "DISK",       [PROTO_DISK_END] = "DISK_END",
-    [PROTO_DISKS] = "DISKS",
+    [PROTO_DISKS] = "DISKS",         [PROTO_COMPARED] = "COMPARED",
 };
 
 const char *proto_type_name(unsigned type)
@@ -258,6 +261,37 @@ int proto_get_disks(uint64_t *generations, unsigned count, const uint8_t *in, si
         generations[i] = wire_get_u64(&r);
     if (!wire_reader_ok(&r))
         return error_set(err, "DISKS of %zu octets, must have 8 for each of %u disks", len, count);
+    return 0;
+}
+
+size_t proto_put_compared(uint8_t *out, const struct proto_compared *m)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    wire_put_uint(&w, m->octets, 8);
+    for (unsigned i = 0; i < m->count; i++) {
+        wire_put_uint(&w, m->differ[i].disk, 4);
+        wire_put_uint(&w, m->differ[i].length, 4);
+        wire_put_uint(&w, m->differ[i].offset, 8);
+    }
+    return (size_t)(w.at - out);
+}
+
+int proto_get_compared(struct proto_compared *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    if (len < COMPARED_FIXED || len % COMPARED_RANGE != COMPARED_FIXED ||
+        len > COMPARED_FIXED + COMPARED_RANGES * COMPARED_RANGE)
+        return error_set(err, "COMPARED of %zu octets: must have %d, and %d for each range", len, COMPARED_FIXED,
+                         COMPARED_RANGE);
+    m->octets = wire_get_u64(&r);
+    m->count = (unsigned)((len - COMPARED_FIXED) / COMPARED_RANGE);
+    for (unsigned i = 0; i < m->count; i++) {
+        m->differ[i].disk = wire_get_u32(&r);
+        m->differ[i].length = wire_get_u32(&r);
+        m->differ[i].offset = wire_get_u64(&r);
+    }
     return 0;
 }
 

@@ -40,11 +40,13 @@ enum proto_type {
     PROTO_DISK = 13,      /* P: changes of disks (disk/entry.h); epoch 0 while synchronising */
     PROTO_DISK_END = 14,  /* P: all changes of the epoch were sent */
     PROTO_DISKS = 15,     /* B: before WELCOME: what the backup has of each disk */
+    PROTO_COMPARED = 16,  /* B: blocks of disks that were compared, and those that differ */
 };
-#define PROTO_TYPE_MAX 15
+#define PROTO_TYPE_MAX 16
 
 #define FEATURE_DISKS UINT64_C(1) /* DISK, DISK_END, DISKS; HELLO names the disks */
-#define FEATURES_KNOWN FEATURE_DISKS
+#define FEATURE_DISK_CHECKS UINT64_C(2) /* CHECK entries in DISK, COMPARED, DISK_COMPARE in DISKS */
+#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS)
 
 enum proto_refusal {
     REFUSE_PROTOCOL = 1,  /* malformed or out of order */
@@ -109,6 +111,21 @@ struct proto_disk_end {
     uint64_t digest;            /* XXH3-64 of these bodies, joined */
 };
 
+#define DISK_COMPARE UINT64_MAX /* in DISKS: an image of unknown content is there, compare before sending */
+
+struct proto_range {
+    uint32_t disk, length;
+    uint64_t offset;
+};
+
+#define COMPARED_RANGES 60u
+
+struct proto_compared {
+    uint64_t octets;            /* compared since the COMPARED before */
+    unsigned count;
+    struct proto_range differ[COMPARED_RANGES];
+};
+
 /* REFUSE and GOODBYE */
 struct proto_notice {
     uint16_t code;
@@ -133,6 +150,8 @@ int proto_get_disk_end(struct proto_disk_end *m, const uint8_t *in, size_t len, 
 size_t proto_put_disks(uint8_t *out, const uint64_t *generations, unsigned count);
 int proto_get_disks(uint64_t *generations, unsigned count, const uint8_t *in, size_t len,
                     struct error *err);
+size_t proto_put_compared(uint8_t *out, const struct proto_compared *m);
+int proto_get_compared(struct proto_compared *m, const uint8_t *in, size_t len, struct error *err);
 size_t proto_put_notice(uint8_t *out, unsigned code, const char *text);
 int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, struct error *err);
 

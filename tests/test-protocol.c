@@ -147,6 +147,7 @@ static void disks(void **state)
                                    "\0\0\0\0\0\1\0\0"
                                    "\1\2\3\4\5\6\7\10";
     struct proto_disk_end end = {5, 65536, UINT64_C(0x0102030405060708)}, got_end;
+    struct proto_compared checked = {5, 2, {{0, 4096, 0}}}, got_checked;
     uint64_t generations[] = {0, 7}, got[2];
     struct proto_hello m = hello, got_hello;
     uint8_t out[PROTO_SMALL_MAX];
@@ -168,6 +169,16 @@ static void disks(void **state)
     assert_memory_equal(got, generations, sizeof(got));
     assert_int_equal(proto_get_disks(got, 2, out, 15, &err), -1);
     assert_int_equal(proto_get_disks(got, 2, out, 17, &err), -1);
+
+    checked.differ[1] = (struct proto_range){1, 65536, UINT64_C(0x0102030405060708)};
+    len = proto_put_compared(out, &checked);
+    assert_int_equal(len, 40);
+    assert_int_equal(proto_get_compared(&got_checked, out, len, &err), 0);
+    assert_memory_equal(&got_checked.differ[1], &checked.differ[1], sizeof(checked.differ[1]));
+    assert_true(got_checked.octets == 5 && got_checked.count == 2);
+    for (size_t n = 0; n < len; n++)
+        assert_int_equal(proto_get_compared(&got_checked, out, n, &err), n % 16 == 8 ? 0 : -1);
+    assert_int_equal(proto_get_compared(&got_checked, out, 8 + 61 * 16, &err), -1);
 
     m.features = FEATURE_DISKS;
     m.disk_count = 2;
