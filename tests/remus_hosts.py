@@ -103,7 +103,8 @@ class Host:
             f.write("}\n")
 
     def start(self, faults=""):
-        env = dict(os.environ, REMUS_FAULT=faults, REMUS_LIBEXEC=os.path.join(BUILD, "vm"))
+        env = dict(os.environ, REMUS_FAULT=faults, REMUS_LIBEXEC=os.path.join(BUILD, "vm"),
+                   REMUS_TEST_HOST=self.dir)
         program = os.path.join(BUILD, "remusd" if self.program == "remusd" else "backup", self.program)
         with open(self.log_path, "ab") as log:
             self.daemon = subprocess.Popen([program, "-f", "-c", self.config], env=env, stdout=log,
@@ -192,6 +193,14 @@ class Host:
             self.kill_daemon()
         self.kill_guest()
         self.sink.socket.close()
+        mark = f"REMUS_TEST_HOST={self.dir}".encode()
+        for pid in filter(str.isdigit, os.listdir("/proc")):  # whom a daemon had just started when it was killed
+            try:
+                with open(f"/proc/{pid}/environ", "rb") as f:
+                    if mark in f.read().split(b"\0"):
+                        os.kill(int(pid), signal.SIGKILL)
+            except OSError:
+                pass
 
 
 class Proxy(threading.Thread):
