@@ -679,6 +679,15 @@ static void check_disks(struct standby *s)
     detector_goodbye(&s->detector, clock_ns());
 }
 
+/* A daemon before this one may have died with disks that lag behind its journal. */
+static void recover_disks(struct standby *s, bool activating)
+{
+    struct error err;
+
+    if (s->cfg->disk_count && journal_recover(s->cfg->disks, s->cfg->disk_count, activating, &err) < 0)
+        note(s, "%s", err.text);
+}
+
 /* A daemon before this one activated the VM: it runs, and its packets need a way out. */
 static void find_active(struct standby *s)
 {
@@ -688,8 +697,10 @@ static void find_active(struct standby *s)
 
     active_path(s, path);
     f = fopen(path, "re");
-    if (!f && errno == ENOENT)
+    if (!f && errno == ENOENT) {
+        recover_disks(s, false);
         return;
+    }
     if (f) {
         if (fscanf(f, "%" SCNx64 " %7s", &s->spent, word) != 2)
             word[0] = '\0'; /* whatever it means, the safe side is that it runs */
@@ -698,6 +709,7 @@ static void find_active(struct standby *s)
     if (strcmp(word, "ended") == 0)
         return;
     if (!vm_platform(s->cfg->platform)->running(s->cfg)) {
+        recover_disks(s, true);
         note(s, "the VM was taken over here, and its process is gone: start it by its own means");
         mark_active(s, "ended");
         return;

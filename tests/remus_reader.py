@@ -369,6 +369,16 @@ class Reader:
         c.end()
         return [f"has generations {' '.join(map(str, bases))}"]
 
+    def on_compared(self, epoch, body):
+        c = Cursor(body)
+        lines = [f"compared {c.uint(8)} octets"]
+        while c.at < len(body):
+            disk, length, offset = c.uint(4), c.uint(4), c.uint(8)
+            if not length or offset % 65536:
+                raise Bad(f"{length} octets at {offset} of disk {disk} are not whole blocks")
+            lines.append(f"disk {disk}: {length} differ at {offset}")
+        return lines
+
     def on_disk(self, epoch, body):
         if epoch or self.epoch or self.last:
             self.checkpoint(epoch)
@@ -385,6 +395,8 @@ class Reader:
                 c.take(length)
                 if any(c.take(-length % 16)):
                     raise Bad("padding that is not zero")
+            if kind == 4 and (any(c.take(16)[8:]) or offset % 65536 or length > 65536):
+                raise Bad("a check that is not of one block")
             lines.append(f"disk {disk}: {('write', 'zero', 'trim', 'check')[kind - 1]} {length} at {offset}")
         return lines
 
