@@ -114,6 +114,66 @@ def takeover(hosts):
         f'pause {json.dumps(before["pause_ms"])}')
 
 
+def restart_guest(hosts):
+    """A new domain of the same name, protected again: its past is not held against it."""
+    hosts[0].run(f'xl destroy {GUEST} 2>/dev/null; rm -f /var/log/xen/guest-{GUEST}*; true')
+    start_guest(hosts[0])
+    hosts[0].run('kill $(pidof remusd); while pidof remusd; do sleep 0.1; done >/dev/null')
+    hosts[0].start('remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
+    wait_for('remusd to be back', PATIENCE, lambda: hosts[0].try_run('remusctl list').returncode == 0, 0.5)
+    protect(hosts)
+
+
+def epoch_of(host):
+    return status(host)['acked_epoch']
+
+
+def no_takeover(hosts, what):
+    """The backup has let go of the guest and runs nothing."""
+    wait_state(hosts[1], 'waiting')
+    wait_for('the replica to go', PATIENCE, lambda: GUEST not in hosts[1].run('xl list'), 0.5)
+    say(f'{what}: no takeover')
+
+
+def operator(hosts):
+    """What xl and the operator do to a protected domain: pause, shutdown, destroy, unprotect, switchover (R7)."""
+    guest_config(hosts)
+    start_guest(hosts[0])
+    start_daemons(hosts)
+    protect(hosts)
+
+    hosts[0].run(f'xl pause {GUEST}')
+    time.sleep(8)  # longer than the backup's patience
+    if status(hosts[1])['state'] != 'ready':
+        raise LabError(f'a paused guest is taken for a lost one: {status(hosts[1])}')
+    held = epoch_of(hosts[0])
+    hosts[0].run(f'xl unpause {GUEST}')
+    wait_for('checkpoints after unpause', PATIENCE, lambda: epoch_of(hosts[0]) > held + 2, 0.5)
+    say('pause: protection goes on after unpause')
+
+    hosts[0].run(f'remusctl unprotect {GUEST}')
+    no_takeover(hosts, 'unprotect')
+    goes_on(hosts[0], 2)
+
+    protect(hosts)
+    hosts[0].run(f'xl destroy {GUEST}')
+    no_takeover(hosts, 'destroy')
+
+    restart_guest(hosts)
+    hosts[0].run(f'xl shutdown -F {GUEST} || xl trigger {GUEST} power')
+    no_takeover(hosts, 'shutdown')
+
+    restart_guest(hosts)
+    seen = last_tick(hosts[0].console(GUEST))
+    hosts[0].run(f'remusctl switchover {GUEST}')
+    wait_state(hosts[1], 'active')
+    first = goes_on(hosts[1], 4)
+    wait_for('the domain on the primary to go', PATIENCE, lambda: GUEST not in hosts[0].run('xl list'), 0.5)
+    if first < seen:
+        raise LabError(f'tick {first} after the switchover, {seen} before')
+    say('switchover: nothing lost, one guest')
+
+
 def self_test(hosts):
     """The lab itself: clock and SIMD registers of dom0 while a guest runs."""
     host = hosts[0]
@@ -147,4 +207,4 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover}
+ALL = {'self-test': self_test, 'takeover': takeover, 'operator': operator}

@@ -20,7 +20,7 @@
 #include "xen.h"
 
 #define SUSPEND_NS (10 * NS_PER_S)   /* for a guest to suspend itself */
-#define POLL_MS 1
+#define POLL_MS 20 /* between looks, should a watch be missed; more often takes the processor from the guest */
 #define PROBE_AT_ONCE 1024u          /* pages: Xen's maximum */
 #define SPECIAL_PAGES UINT64_C(0xfc000) /* where libxl puts a PVH domain's tables and rings */
 #define SPECIAL_END UINT64_C(0x100000)
