@@ -9,9 +9,11 @@ from xenlab import LabError, say, wait_for
 
 PATIENCE = 240  # seconds that anything may take on a busy machine
 GUEST = 'g1'
+MAC, ADDRESS = '00:16:3e:00:00:51', '10.9.0.51'
 
 
-def guest_config(hosts, load='16,300', memory=128):
+def guest_config(hosts, load='16,300', memory=128, network=False):
+    vif = f"vif = ['mac={MAC},bridge=rx0-guest']" if network else ''
     for host in hosts:
         host.write(f'/root/{GUEST}.cfg', f'''
 name = "{GUEST}"
@@ -20,9 +22,38 @@ kernel = "/lab/vmlinux"
 ramdisk = "/lab/guest.cpio.gz"
 memory = {memory}
 vcpus = 1
-extra = "console=hvc0 quiet lab.load={load}"
+extra = "console=hvc0 quiet lab.load={load}{f' lab.ip={ADDRESS}/24' if network else ''}"
 on_crash = "destroy"
+{vif}
 ''')
+
+
+def set_up_network(hosts):
+    """The guest's own bridge, and remusd's way out of it into the bridge that both hosts share."""
+    for host in hosts:
+        host.run('modprobe tun; ip link add rx0-guest type bridge 2>/dev/null; ip link set rx0-guest up; '
+                 'ip tuntap add dev rx0 mode tap 2>/dev/null; ip link set rx0 master xenbr0; ip link set rx0 up')
+
+
+# Asks the guest for its count, forever; a line for each answer, and one more when it was not more than the last.
+CLIENT = """
+import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(1)
+s.connect(("%s", 7000))
+last = 0
+while True:
+    try:
+        s.send(b"?")
+        n = int(s.recv(100))
+        print(n, flush=True)
+        if n <= last:
+            print("BACKWARDS", last, n, flush=True)
+        last = n
+        time.sleep(0.05)
+    except OSError:
+        time.sleep(0.05)
+""" % ADDRESS
 
 
 def remus_config(host, *lines):
@@ -174,6 +205,34 @@ def operator(hosts):
     say('switchover: nothing lost, one guest')
 
 
+def network(hosts):
+    """Output commit on a vif: no client sees the guest's count go down when the primary dies (R1)."""
+    guest_config(hosts, load='4,50', network=True)
+    set_up_network(hosts)
+    gate = ('tap = rx0', f'mac = "{MAC}"', 'guest-bridge = rx0-guest')
+    start_guest(hosts[0])
+    start_daemons(hosts, gate, ('takeover = automatic', *gate))
+    hosts[1].write('/root/client.py', CLIENT)
+    protect(hosts)
+    hosts[1].start('python3 /root/client.py', '/var/log/client.log')
+
+    def answers():
+        log = hosts[1].run('cat /var/log/client.log').splitlines()
+        bad = [line for line in log if not line.isdigit()]
+        if bad:
+            raise LabError(f'the client says {bad[0]}')
+        return len(log)
+    wait_for('answers of the guest', PATIENCE, lambda: answers() >= 10, 1)
+    held = status(hosts[0])['net']
+    hosts[0].kill()
+    before = answers()
+    say(f'primary killed after {before} answers, held for p50 {held["hold_ms"]["p50"]} ms')
+    taken = wait_state(hosts[1], 'active')
+    wait_for('answers after the takeover', PATIENCE, lambda: answers() >= before + 10, 1)
+    check_ledger(hosts[1].console(GUEST))
+    say(f'takeover with a vif: {json.dumps(taken["takeover"])}')
+
+
 def self_test(hosts):
     """The lab itself: clock and SIMD registers of dom0 while a guest runs."""
     host = hosts[0]
@@ -192,7 +251,7 @@ def clean_up(hosts):
     """Hosts that stay up: ends what an earlier scenario left."""
     for host in hosts:
         if host.alive():
-            host.run('kill -9 $(pidof remusd remus-backupd remus-xen-restore) 2>/dev/null; sleep 1; '
+            host.run('kill -9 $(pidof remusd remus-backupd remus-xen-restore python3) 2>/dev/null; sleep 1; '
                      f'for d in {GUEST} {GUEST}--replica; do xl destroy $d 2>/dev/null; done; '
                      'rm -rf /run/remus /var/log/xen/guest-* /var/log/remus*; :')
 
@@ -207,4 +266,4 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover, 'operator': operator}
+ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'operator': operator}
