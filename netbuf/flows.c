@@ -8,6 +8,11 @@
 #define NONE UINT32_MAX
 #define EVICT_LOOK 16u /* entries looked at to find a place in a full table */
 
+const char *const flow_verdict_names[FLOW_VERDICTS] = {"other", "untracked", "strict", "outside",
+                                                       "begun", "behind",    "open"};
+const char *const flow_lost_names[FLOW_LOSSES] = {"gap", "packet", "encrypted", "replication",
+                                                  "protocol"};
+
 enum mode { FREE, HELD, OPEN, STRICT };
 
 struct flow {
@@ -238,22 +243,25 @@ static struct flow *add(struct flows *f, const struct parser *parser, const stru
     return fl;
 }
 
-static void lose(struct flows *f, struct flow *fl)
+static void lose(struct flows *f, struct flow *fl, enum flow_lost why)
 {
     if (fl->mode != STRICT)
-        f->stats.lost++;
+        f->stats.lost[why]++;
     fl->mode = STRICT;
     fl->wish = false;
 }
 
-/* Hands the parser what is new in the packet; PARSED_ flags. */
-static unsigned follow(struct flow *fl, const struct packet *p)
+static enum flow_lost parser_lost(unsigned parsed)
 {
-    int32_t ahead = (int32_t)(p->seq - fl->id.seq); /* of what was expected */
-    size_t old = (size_t)(-(int64_t)ahead);
+    if (parsed & PARSED_ENCRYPTED)
+        return FLOW_LOST_ENCRYPTED;
+    return parsed & PARSED_REPLICATION ? FLOW_LOST_REPLICATION : FLOW_LOST_PROTOCOL;
+}
 
-    if (p->flags & TCP_URG || ahead > 0)
-        return PARSED_LOST;
+/* Hands the parser what is new in the packet, whose first octet is `old` behind the expected one;
+ * PARSED_ flags. */
+static unsigned follow(struct flow *fl, const struct packet *p, size_t old)
+{
     if (old >= p->data_len) /* sent before: whatever it was, it has been judged */
         return fl->parser->from_guest(fl->state, NULL, 0);
     fl->id.seq += (uint32_t)(p->data_len - old);
@@ -265,60 +273,28 @@ static void lose_all(struct flows *f)
 {
     for (unsigned i = 0; !f->all_lost && i < f->max; i++)
         if (f->flow[i].mode != FREE)
-            lose(f, &f->flow[i]);
+            lose(f, &f->flow[i], FLOW_LOST_PACKET);
     f->all_lost = true;
 }
 
-bool flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow)
+/* A packet of a flow that is not strict. */
+static enum flow_verdict judge(struct flows *f, struct flow *fl, const struct packet *p)
 {
-    const struct parser *parser;
-    struct net_flow id;
-    struct flow *fl;
+    int32_t ahead = (int32_t)(p->seq - fl->id.seq); /* of what was expected */
     unsigned parsed;
 
-    *flow = 0;
-    if (p->tcp == PACKET_TCP_UNPLACED)
-        lose_all(f);
-    if (p->tcp != PACKET_TCP)
-        return false;
-    parser = service_of(f, p->sport);
-    if (!parser)
-        return false;
-    identify(&id, p);
-    fl = find(f, &id);
-    if (!fl && p->flags & TCP_SYN && p->flags & TCP_ACK && net_flow_is_valid(&id))
-        fl = add(f, parser, &id);
-    if (!fl)
-        return false;
-    *flow = (uint32_t)(fl - f->flow) + 1;
-    fl->seen = now;
-    if (!net_flow_is_valid(&id)) {
-        lose(f, fl);
-        return false;
+    if (p->flags & TCP_URG || ahead > 0) {
+        lose(f, fl, ahead > 0 ? FLOW_LOST_GAP : FLOW_LOST_PACKET);
+        return FLOW_STRICT;
     }
-    if (p->flags & TCP_SYN) {
-        begin(f, fl, parser, p);
-        if (p->data_len || !(p->flags & TCP_ACK))
-            lose(f, fl);
-        return false;
-    }
-    if (p->flags & TCP_ACK)
-        fl->id.ack = p->ack;
-    memcpy(fl->id.peer_mac, id.peer_mac, 6);
-    memcpy(fl->id.mac, id.mac, 6);
-    if (fl->mode == STRICT) {
-        fl->closed |= (p->flags & (TCP_FIN | TCP_RST)) != 0;
-        return false;
-    }
-
-    parsed = follow(fl, p);
+    parsed = follow(fl, p, (size_t)(-(int64_t)ahead));
     if (p->flags & (TCP_FIN | TCP_RST)) {
         fl->closed = true;
         parsed = PARSED_END;
     }
     if (parsed & PARSED_LOST) {
-        lose(f, fl);
-        return false;
+        lose(f, fl, parser_lost(parsed));
+        return FLOW_STRICT;
     }
     if (parsed & PARSED_END) {
         fl->mode = HELD;
@@ -328,7 +304,52 @@ bool flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t 
         fl->wish = true;
         set_active(f, fl);
     }
-    return fl->mode == OPEN && fl->queued == 0;
+    if (fl->mode == OPEN)
+        return fl->queued == 0 ? FLOW_OPEN : FLOW_BEHIND;
+    return parsed & PARSED_END || !fl->wish ? FLOW_OUTSIDE : FLOW_BEGUN;
+}
+
+enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow)
+{
+    const struct parser *parser;
+    struct net_flow id;
+    struct flow *fl;
+
+    *flow = 0;
+    if (p->tcp == PACKET_TCP_UNPLACED)
+        lose_all(f);
+    if (p->tcp != PACKET_TCP)
+        return FLOW_OTHER;
+    parser = service_of(f, p->sport);
+    if (!parser)
+        return FLOW_OTHER;
+    identify(&id, p);
+    fl = find(f, &id);
+    if (!fl && p->flags & TCP_SYN && p->flags & TCP_ACK && net_flow_is_valid(&id))
+        fl = add(f, parser, &id);
+    if (!fl)
+        return FLOW_UNTRACKED;
+    *flow = (uint32_t)(fl - f->flow) + 1;
+    fl->seen = now;
+    if (!net_flow_is_valid(&id)) {
+        lose(f, fl, FLOW_LOST_PACKET);
+        return FLOW_STRICT;
+    }
+    if (p->flags & TCP_SYN) {
+        begin(f, fl, parser, p);
+        if (p->data_len || !(p->flags & TCP_ACK))
+            lose(f, fl, FLOW_LOST_PACKET);
+        return FLOW_OUTSIDE;
+    }
+    if (p->flags & TCP_ACK)
+        fl->id.ack = p->ack;
+    memcpy(fl->id.peer_mac, id.peer_mac, 6);
+    memcpy(fl->id.mac, id.mac, 6);
+    if (fl->mode == STRICT) {
+        fl->closed |= (p->flags & (TCP_FIN | TCP_RST)) != 0;
+        return FLOW_STRICT;
+    }
+    return judge(f, fl, p);
 }
 
 void flows_queued(struct flows *f, uint32_t flow)

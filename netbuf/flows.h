@@ -29,10 +29,34 @@
 
 #define FLOWS_SERVICES_MAX 16u /* as CONFIG_SERVICES_MAX */
 
+/* What becomes of a packet, and why.  All but FLOW_OPEN wait. */
+enum flow_verdict {
+    FLOW_OTHER,     /* no connection to a service */
+    FLOW_UNTRACKED, /* one that found no place in the table, or was there before us */
+    FLOW_STRICT,
+    FLOW_OUTSIDE, /* ends a transaction, or is outside of one */
+    FLOW_BEGUN,   /* inside of one that no acknowledged checkpoint lists yet */
+    FLOW_BEHIND,  /* behind packets of its flow that wait */
+    FLOW_OPEN,    /* may pass at once */
+    FLOW_VERDICTS,
+};
+extern const char *const flow_verdict_names[FLOW_VERDICTS];
+
+/* Why a flow became strict. */
+enum flow_lost {
+    FLOW_LOST_GAP,    /* a part of the stream was not seen */
+    FLOW_LOST_PACKET, /* fragment, urgent data, no address of a station, data with a SYN */
+    FLOW_LOST_ENCRYPTED,
+    FLOW_LOST_REPLICATION,
+    FLOW_LOST_PROTOCOL, /* what the parser cannot follow */
+    FLOW_LOSSES,
+};
+extern const char *const flow_lost_names[FLOW_LOSSES];
+
 struct flows_stats {
     uint64_t held, open, strict; /* flows now */
     uint64_t untracked;          /* connections that found no place in the table, all time */
-    uint64_t lost;               /* flows that became strict, all time */
+    uint64_t lost[FLOW_LOSSES];  /* flows that became strict, all time */
 };
 
 struct flows;
@@ -45,11 +69,11 @@ void flows_free(struct flows *f);
 int flows_add_service(struct flows *f, uint16_t port, const struct parser *parser);
 
 /*
- * The guest sends p.  True: it may pass at once.  False: it must wait.  *flow: number of its flow,
- * 0 when it has none; whoever queues the packet says flows_queued(), and flows_left() when it has
- * left the queue.
+ * The guest sends p.  *flow: number of its flow, 0 when it has none; whoever queues the packet says
+ * flows_queued(), and flows_left() when it has left the queue.
  */
-bool flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow);
+enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t now,
+                             uint32_t *flow);
 void flows_queued(struct flows *f, uint32_t flow);
 void flows_left(struct flows *f, uint32_t flow);
 

@@ -475,13 +475,10 @@ static void frames_stats(struct port *p, struct port_stats *stats)
         .hold_p50_ns = g.hold_p50_ns,
         .hold_p99_ns = g.hold_p99_ns,
         .has_flows = f->has_services,
-        .flows_held = g.flows.held,
-        .flows_open = g.flows.open,
-        .flows_strict = g.flows.strict,
-        .flows_lost = g.flows.lost,
-        .flows_untracked = g.flows.untracked,
-        .passed_frames = g.passed_frames,
+        .unprotected = g.unprotected,
+        .flows = g.flows,
     };
+    memcpy(stats->by, g.by, sizeof(stats->by));
 }
 
 static void frames_free(struct frames_port *f)

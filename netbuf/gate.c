@@ -81,7 +81,7 @@ enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, ui
 {
     struct packet p;
     uint32_t flow = 0;
-    bool pass = false;
+    enum flow_verdict verdict = FLOW_OTHER;
 
     if (len > GATE_FRAME_MAX || !packet_parse(&p, frame, len)) {
         g->stats.refused++;
@@ -91,10 +91,14 @@ enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, ui
         return GATE_FULL;
     net_addresses_learn(&g->addresses, &p, now);
     if (g->flows)
-        pass = flows_sent(g->flows, &p, now, &flow);
-    if (pass && g->holding && frame_ring_put(&g->express, frame, len, flow, now)) {
-        g->expresses++;
-        return GATE_PASSED;
+        verdict = flows_sent(g->flows, &p, now, &flow);
+    if (verdict == FLOW_OPEN && g->holding) {
+        if (frame_ring_put(&g->express, frame, len, flow, now)) {
+            g->expresses++;
+            g->stats.by[FLOW_OPEN]++;
+            return GATE_PASSED;
+        }
+        verdict = FLOW_BEHIND;
     }
     frame_ring_put(&g->queue, frame, len, flow, now);
     if (g->flows)
@@ -105,8 +109,11 @@ enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, ui
         g->stats.held_frames_max = g->next - g->first;
     if (!g->full_since && gate_room(g) == 0)
         g->full_since = now;
-    if (g->holding)
+    if (g->holding) {
+        g->stats.by[verdict]++;
         return GATE_HELD;
+    }
+    g->stats.unprotected++;
     g->leave = g->next;
     return GATE_PASSED;
 }
@@ -182,7 +189,6 @@ static void pop_express(struct gate *g)
 
     g->stats.out_bytes += frame_ring_next(&g->express, &at)->len;
     g->stats.out_frames++;
-    g->stats.passed_frames++;
     g->expresses--;
     frame_ring_drop(&g->express);
 }
@@ -192,7 +198,8 @@ static void pop_queue(struct gate *g, uint64_t now)
     size_t at = g->queue.head;
     const struct frame_record *r = frame_ring_next(&g->queue, &at);
 
-    hold_time_add(&g->hold_time, now - r->sent);
+    if (g->holding)
+        hold_time_add(&g->hold_time, now - r->sent);
     if (g->flows)
         flows_left(g->flows, r->flow);
     g->stats.out_frames++;

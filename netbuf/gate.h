@@ -46,7 +46,8 @@ struct gate_stats {
     uint64_t refused;
     uint64_t full_ns;                  /* time without room */
     uint64_t hold_p50_ns, hold_p99_ns; /* from gate_send() to gate_pop(), of those that waited */
-    uint64_t passed_frames;            /* that commit protection let pass */
+    uint64_t by[FLOW_VERDICTS];        /* frames that came while the gate held, by what became of them */
+    uint64_t unprotected;              /* frames that came while it did not */
     struct flows_stats flows;
 };
 

@@ -19,7 +19,9 @@
 enum {
     PARSED_END = 1,      /* the data ends, or may end, a transaction: hold it, and what follows */
     PARSED_IN_BLOCK = 2, /* behind the data, a transaction is open that nothing in it has ended */
-    PARSED_LOST = 4,     /* out of step, encrypted or no such protocol: strict for ever */
+    PARSED_LOST = 4,     /* strict for ever: out of step or no such protocol, unless with one of */
+    PARSED_ENCRYPTED = 8, /* TLS and the like */
+    PARSED_REPLICATION = 16, /* another protocol from here on */
 };
 
 struct parser {

@@ -2,8 +2,9 @@
 /*
  * What a PostgreSQL server sends (protocol 3, "Frontend/Backend Protocol" in PostgreSQL's manual):
  *
- *     stream    := 'N'* message*             'N': "no" to a request for TLS or GSSAPI; "yes" ('S',
- * 'G') is strict message   := type length[4] body       length: of itself and the body
+ *     stream    := 'N'* message*            'N': "no" to a request for TLS or GSSAPI; "yes" ('S',
+ *                                           'G') is strict
+ *     message   := type length[4] body       length: of itself and the body
  *
  * What ends a transaction (PARSED_END):
  *   ReadyForQuery 'I'
@@ -23,7 +24,7 @@
 
 struct pgsql {
     bool started; /* the first message has begun */
-    bool lost;
+    uint8_t lost; /* 0, or PARSED_ flags for ever */
     bool in_block;          /* ReadyForQuery said so, and nothing ended it since */
     uint8_t have;           /* octets of head that are there */
     uint32_t left;          /* octets of the message that are still to come */
@@ -83,7 +84,7 @@ static unsigned judge(struct pgsql *p, size_t body)
     if (p->head[0] == 'E')
         return error_response(data, body);
     if (get_be32(p->head + 1) != 5 || !memchr("ITE", data[0], 3)) {
-        p->lost = true;
+        p->lost = PARSED_LOST;
         return PARSED_END;
     }
     p->in_block = data[0] != 'I';
@@ -97,10 +98,11 @@ static unsigned message(struct pgsql *p)
     uint8_t type = p->head[0];
     uint32_t length = get_be32(p->head + 1);
 
-    /* CopyBothResponse (a walsender) is not among the known ones. */
     if (length < 4 || length > INT32_MAX || !type || !memchr(known, type, sizeof(known) - 1) ||
         (!p->started && !memchr("REv", type, 3)) || (decides(type) && length < 5)) {
-        p->lost = true;
+        p->lost = PARSED_LOST;
+        if (p->started && type == 'W') /* CopyBothResponse */
+            p->lost |= PARSED_REPLICATION;
         return PARSED_END;
     }
     p->started = true;
@@ -147,14 +149,16 @@ static unsigned pgsql_from_guest(void *state, const uint8_t *data, size_t len)
     while (len > 0 && !p->lost) {
         size_t n = 1;
 
-        /* "No": one octet.  A notice before the first message would have a length: 0 ... */
-        if (p->started || p->have > 0 || data[0] != 'N')
+        /* Before the first message: "no" is one octet, and neither 'S' nor 'G' begins a message. */
+        if (!p->started && p->have == 0 && (data[0] == 'S' || data[0] == 'G'))
+            p->lost = PARSED_LOST | PARSED_ENCRYPTED;
+        else if (p->started || p->have > 0 || data[0] != 'N')
             n = take(p, data, len, &parsed);
         data += n;
         len -= n;
     }
     if (p->lost)
-        return PARSED_LOST;
+        return p->lost;
     return parsed | (p->in_block ? PARSED_IN_BLOCK : 0);
 }
 

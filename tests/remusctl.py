@@ -30,8 +30,10 @@ PRIMARY = {
     "cache_hit_rate": 0.905,
     "net": {"held_frames": 3, "held_bytes": 4200, "held_max": 120, "frames_out": 48112,
             "frames_in": 33111, "dropped_in": 0, "full_ms": 0,
-            "hold_ms": {"p50": 27.0, "p99": 40.1}, "passed_frames": 7123,
-            "flows": {"open": 4, "held": 5, "strict": 1, "lost": 1, "untracked": 0}},
+            "hold_ms": {"p50": 27.0, "p99": 40.1}, "passed": {"open": 7123, "unprotected": 0},
+            "held": {"other": 800, "untracked": 0, "strict": 0, "outside": 91, "begun": 17, "behind": 0},
+            "flows": {"open": 4, "held": 5, "strict": 1, "untracked": 0,
+                      "lost": {"gap": 0, "packet": 0, "encrypted": 1, "replication": 0, "protocol": 0}}},
     "staging": {"used_bytes": 3250000, "max_bytes": 67108864, "stretched": 0},
     "last_error": None, "advice": None,
 }

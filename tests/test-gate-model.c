@@ -479,7 +479,7 @@ static void many_schedule(uint64_t with_seed)
     }
     gate_stats(g, 1, &st);
     assert_true(st.flows.untracked > 0);
-    assert_true(st.passed_frames > 1000);
+    assert_true(st.by[FLOW_OPEN] > 1000);
     gate_free(g);
 }
 
@@ -534,6 +534,7 @@ static enum gate_verdict send_row(uint8_t flags)
 static void test_strict(void **state)
 {
     enum { FRAGMENT, FIRST_FRAGMENT, FRAGMENT6, LYING, GAP, URGENT, MULTICAST, DATA_IN_SYN, WAYS };
+    struct gate_stats st;
     uint8_t f[200];
     size_t n;
 
@@ -573,8 +574,47 @@ static void test_strict(void **state)
             gate_release(g, ++w.acked);
             gate_pop(g, gate_peek(g, (struct iovec[16]){{0}}, 16), 1);
         }
+        gate_stats(g, 1, &st);
+        assert_int_equal(st.flows.lost[way == GAP ? FLOW_LOST_GAP : FLOW_LOST_PACKET], 1);
+        assert_int_equal(st.by[FLOW_OPEN], 1);
+        assert_in_range(st.by[FLOW_STRICT], 4, 5); /* a fragment is no flow's */
         gate_free(g);
     }
+    buffer_free(&net_state);
+}
+
+/* Each frame that waited is counted with its reason. */
+static void test_reasons(void **state)
+{
+    struct gate_stats st;
+    uint8_t f[160];
+    size_t n;
+
+    (void)state;
+    open_flow(1);
+    send_row(TCP_ACK);
+    send_data(commit, sizeof(commit) - 1, true, TCP_ACK);
+    send_data(begin_, sizeof(begin_) - 1, false, TCP_ACK);
+    send_data(row, sizeof(row) - 1, false, TCP_ACK);
+    take_checkpoint();
+    gate_release(g, ++w.acked);
+    send_row(TCP_ACK); /* the flow is open again, and the released frames have not left */
+    n = put_tcp(f, 0, PORT, 4711, 9, TCP_ACK, row, sizeof(row) - 1);
+    gate_send(g, f, n, 1);
+    n = put_tcp(f, 0, 80, 4711, 9, TCP_ACK, row, sizeof(row) - 1);
+    gate_send(g, f, n, 1);
+    gate_pass(g);
+    send_row(TCP_ACK);
+    gate_stats(g, 1, &st);
+    assert_int_equal(st.by[FLOW_OTHER], 1);
+    assert_int_equal(st.by[FLOW_UNTRACKED], 1);
+    assert_int_equal(st.by[FLOW_STRICT], 0);
+    assert_int_equal(st.by[FLOW_OUTSIDE], 5); /* SYN, greeting, BEGIN, COMMIT, BEGIN */
+    assert_int_equal(st.by[FLOW_BEGUN], 1);
+    assert_int_equal(st.by[FLOW_BEHIND], 1);
+    assert_int_equal(st.by[FLOW_OPEN], 1);
+    assert_int_equal(st.unprotected, 1);
+    gate_free(g);
     buffer_free(&net_state);
 }
 
@@ -612,6 +652,7 @@ int main(void)
         cmocka_unit_test(test_every_schedule),
         cmocka_unit_test(test_random_schedules),
         cmocka_unit_test(test_strict),
+        cmocka_unit_test(test_reasons),
         cmocka_unit_test(test_flood),
     };
 

@@ -76,11 +76,10 @@ static const struct {
     {"", "N! N! R:xxxx", 0},
     {"", "v:xxxxxxxx R:xxxx", 0},
     {"", "E:SFATAL0VFATAL0", END},
-    {"", "S!", 0},                   /* as yet nobody knows ... */
-    {"", "S! x! x! x! x! x!", LOST}, /* TLS */
-    {"", "G! x! x! x! x! x!", LOST}, /* GSSAPI */
+    {"", "S!", LOST | PARSED_ENCRYPTED},             /* TLS */
+    {"", "N! G! x! x!", LOST | PARSED_ENCRYPTED},    /* GSSAPI */
     {"", "N:SNOTICE0", LOST},
-    {"", "S:a0b0", LOST},
+    {"", "S:a0b0", LOST | PARSED_ENCRYPTED},
     {"", "D", LOST},
 
     /* outside of a block everything ends something */
@@ -125,7 +124,7 @@ static const struct {
     {START "C:BEGIN Z:T", "C:A_TAG_LONGER_THAN_ANY_THAT_THE_SERVER_KNOWS", END},
 
     /* beyond the parser */
-    {START "C:BEGIN Z:T", "W:xxx", LOST}, /* walsender */
+    {START "C:BEGIN Z:T", "W:xxx", LOST | PARSED_REPLICATION}, /* walsender */
     {START "C:BEGIN Z:T", "p:xxx", LOST},
     {START "C:BEGIN Z:T", "Z:X", LOST},
     {START "C:BEGIN Z:T", "Z:TT", LOST},
