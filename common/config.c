@@ -254,6 +254,8 @@ static const struct key vm_keys[] = {
      0, NULL},
     {"services", set_services, VM(services), NULL,
      "pgsql:PORT, at most 16 of them with blanks in between", 0, 0, NULL},
+    {"open-when", set_enum, VM(open_when), "active", "active or in-transaction", 0, 0,
+     WORDS("in-transaction", "active")},
     {"qemu", set_text, VM(qemu), "qemu-system-x86_64", "", 0, 0, NULL},
     {"accelerator", set_word, VM(accelerator), "auto", "auto, kvm or tcg", 0, 0,
      WORDS("auto", "kvm", "tcg")},

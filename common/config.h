@@ -21,6 +21,7 @@
 
 enum degrade_policy { DEGRADE_HOLD, DEGRADE_RELEASE, DEGRADE_STOP };
 enum takeover_policy { TAKEOVER_MANUAL, TAKEOVER_AUTOMATIC };
+enum open_when { OPEN_IN_TRANSACTION, OPEN_ACTIVE };
 
 /*
  * One `vm NAME { ... }` section.  Strings are owned by the config and never NULL (empty when not
@@ -61,6 +62,7 @@ struct vm_config {
                                  "unix:PATH" as in struct frames_port_config (tests) */
     char *mac;                /* never "" when tap is set */
     char *services;           /* for config_next_service(); "" = none */
+    enum open_when open_when; /* active */
 
     /* platform = qemu */
     char *qemu;               /* binary */

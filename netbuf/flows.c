@@ -21,6 +21,8 @@ struct flow {
     _Alignas(8) uint8_t state[PARSER_STATE_MAX];
     enum mode mode;
     bool wish;   /* held, and wants to be open */
+    bool block;  /* inside of a transaction */
+    uint8_t linger; /* outside of one: barriers without a packet queued that it stays open for */
     bool active; /* in flows->active */
     bool closed; /* the guest has sent FIN or RST */
     /* Every checkpoint taken since this one, and it, lists the flow; 0: the last one taken does
@@ -49,6 +51,7 @@ struct flows {
      * only. */
     uint32_t *active;
     unsigned actives;
+    uint8_t linger;
     bool all_lost; /* no flow is anything but strict */
 
     struct flows_stats stats;
@@ -107,6 +110,11 @@ int flows_add_service(struct flows *f, uint16_t port, const struct parser *parse
     f->service[f->services].port = port;
     f->service[f->services++].parser = parser;
     return 0;
+}
+
+void flows_linger(struct flows *f, uint8_t checkpoints)
+{
+    f->linger = checkpoints;
 }
 
 static const struct parser *service_of(const struct flows *f, uint16_t port)
@@ -219,7 +227,7 @@ static void begin(struct flows *f, struct flow *fl, const struct parser *parser,
     f->all_lost = false;
     fl->parser = parser;
     fl->mode = HELD;
-    fl->wish = fl->closed = false;
+    fl->wish = fl->closed = fl->block = false;
     fl->id.seq = p->seq + 1;
     memset(fl->state, 0, sizeof(fl->state));
     parser->init(fl->state);
@@ -298,15 +306,21 @@ static enum flow_verdict judge(struct flows *f, struct flow *fl, const struct pa
     }
     if (parsed & PARSED_END) {
         fl->mode = HELD;
-        fl->wish = false;
+        fl->linger = fl->block ? f->linger : 0;
+        fl->wish = fl->linger > 0;
+        fl->block = false;
     }
-    if (parsed & PARSED_IN_BLOCK && fl->mode == HELD && !fl->closed) {
-        fl->wish = true;
+    if (parsed & PARSED_IN_BLOCK) {
+        fl->block = true;
+        fl->wish = fl->mode == HELD;
+    }
+    if (fl->closed)
+        fl->wish = fl->block = false;
+    if (fl->wish)
         set_active(f, fl);
-    }
     if (fl->mode == OPEN)
         return fl->queued == 0 ? FLOW_OPEN : FLOW_BEHIND;
-    return parsed & PARSED_END || !fl->wish ? FLOW_OUTSIDE : FLOW_BEGUN;
+    return parsed & PARSED_END || !fl->block ? FLOW_OUTSIDE : FLOW_BEGUN;
 }
 
 enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow)
@@ -374,6 +388,14 @@ void flows_barrier(struct flows *f, uint64_t epoch, struct buffer *out, size_t s
 {
     for (unsigned i = f->actives; i-- > 0;) {
         struct flow *fl = &f->flow[f->active[i]];
+        if (fl->mode != STRICT && !fl->block) {
+            if (fl->linger == 0) {
+                fl->mode = HELD;
+                fl->wish = false;
+            } else if (fl->queued == 0) {
+                fl->linger--;
+            }
+        }
         if (fl->mode == OPEN || fl->wish) {
             net_state_add_flow(out, state, &fl->id);
             if (!fl->listed_since)

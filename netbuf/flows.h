@@ -65,6 +65,13 @@ struct flows;
 struct flows *flows_new(unsigned max);
 void flows_free(struct flows *f);
 
+/*
+ * An open flow stays open, and listed, for so many checkpoints after the end of its transaction has
+ * left: the next one, if it begins by then, does not wait for a checkpoint that lists it.  A
+ * takeover resets it meanwhile. 0 at the beginning.
+ */
+void flows_linger(struct flows *f, uint8_t checkpoints);
+
 /* Connections to `port` speak `parser`'s protocol.  -1 with ENOSPC beyond FLOWS_SERVICES_MAX. */
 int flows_add_service(struct flows *f, uint16_t port, const struct parser *parser);
 

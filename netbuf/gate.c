@@ -72,6 +72,11 @@ int gate_add_service(struct gate *g, uint16_t port, const struct parser *parser)
     return flows_add_service(g->flows, port, parser);
 }
 
+void gate_linger(struct gate *g, uint8_t checkpoints)
+{
+    flows_linger(g->flows, checkpoints);
+}
+
 size_t gate_room(const struct gate *g)
 {
     return frame_ring_room(&g->queue, GATE_FRAME_MAX);

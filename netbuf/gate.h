@@ -64,6 +64,9 @@ void gate_free(struct gate *g);
 /* Connections to the guest's `port` are commit-protected.  Needs flows_max > 0; -1 with ENOSPC. */
 int gate_add_service(struct gate *g, uint16_t port, const struct parser *parser);
 
+/* See flows_linger(). */
+void gate_linger(struct gate *g, uint8_t checkpoints);
+
 /* Copies the frame.  now: ns, never less than in the call before. */
 enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, uint64_t now);
 

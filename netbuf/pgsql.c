@@ -8,7 +8,8 @@
  *
  * What ends a transaction (PARSED_END):
  *   ReadyForQuery 'I'
- *   CommandComplete outside of a block: sent after an implicit commit, before ReadyForQuery
+ *   any answer outside of a block but that to BEGIN: CommandComplete is sent after an implicit
+ *                              commit, before ReadyForQuery
  *   CommandComplete COMMIT, ROLLBACK, PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED:
  * behind COMMIT AND CHAIN ReadyForQuery says 'T', and in a pipeline it comes much later
  *   NotificationResponse: what it tells of is committed
@@ -54,21 +55,27 @@ static bool ends_block(const char *tag)
     return false;
 }
 
+static bool begins_block(const char *tag)
+{
+    return strcmp(tag, "BEGIN") == 0 || strcmp(tag, "START TRANSACTION") == 0;
+}
+
 static unsigned command_complete(struct pgsql *p, const uint8_t *tag, size_t len)
 {
-    if (p->in_block && memchr(tag, 0, len) && !ends_block((const char *)tag))
+    if (memchr(tag, 0, len) &&
+        (p->in_block ? !ends_block((const char *)tag) : begins_block((const char *)tag)))
         return 0;
     p->in_block = false;
     return PARSED_END;
 }
 
 /* "SERROR\0VERROR\0..." in any language of the S field. */
-static unsigned error_response(const uint8_t *fields, size_t len)
+static unsigned error_response(bool in_block, const uint8_t *fields, size_t len)
 {
     static const char plain[] = "VERROR";
     const uint8_t *end = memchr(fields, 0, len);
 
-    if (end && len - (size_t)(end + 1 - fields) >= sizeof(plain) &&
+    if (in_block && end && len - (size_t)(end + 1 - fields) >= sizeof(plain) &&
         memcmp(end + 1, plain, sizeof(plain)) == 0)
         return 0;
     return PARSED_END;
@@ -82,7 +89,7 @@ static unsigned judge(struct pgsql *p, size_t body)
     if (p->head[0] == 'C')
         return command_complete(p, data, body);
     if (p->head[0] == 'E')
-        return error_response(data, body);
+        return error_response(p->in_block, data, body);
     if (get_be32(p->head + 1) != 5 || !memchr("ITE", data[0], 3)) {
         p->lost = PARSED_LOST;
         return PARSED_END;
@@ -109,7 +116,10 @@ static unsigned message(struct pgsql *p)
     p->left = length - 4;
     if (!decides(type) && p->left == 0)
         p->have = 0;
-    return type == 'A' ? PARSED_END : 0;
+    if (type == 'A')
+        return PARSED_END;
+    /* What goes along with a BEGIN may pass, and what is judged later. */
+    return p->in_block || memchr("12n3sNSCEZRKv", type, 13) ? 0 : PARSED_END;
 }
 
 /* Takes octets that belong to the message begun; how many. */

@@ -88,6 +88,7 @@ struct frames_port_config {
     size_t queue_bytes;       /* bound of the held frames (R9), at least GATE_QUEUE_MIN: at the
                                * bound the guest's sending waits */
     const char *services;     /* commit-protected, as in struct vm_config; NULL or "": none */
+    bool open_active;         /* open-when = active */
 };
 
 /* Begins in hold. */

@@ -88,8 +88,17 @@ static const struct {
     {START, "Z:I", END},
     {START, "I Z:I", END},
     {START, "V:xxxx Z:I", END},
-    {START, "C:BEGIN", END},
-    {START, "C:BEGIN Z:T", END | BLOCK},
+    {START, "T:xx", END},
+    {START, "D:xx", END},
+    {START, "H:xx", END},
+    {START, "E:SERROR0VERROR0Cxxxxx00", END},
+
+    /* but the answer to BEGIN */
+    {START, "C:BEGIN", 0},
+    {START, "C:BEGIN Z:T", BLOCK},
+    {START, "C:START_TRANSACTION Z:T", BLOCK},
+    {START, "1 2 n N:SNOTICE0 S:a0b0 C:BEGIN", 0},
+    {START, "C:INSERT_0_1 C:BEGIN Z:T", END | BLOCK},
     {START, "1 2 C:BEGIN 1 2 C:INSERT_0_1", END},
     {START, "A:xxxxx0y0", END},
 
