@@ -101,11 +101,11 @@ bool config_good_name(const char *name);
 const struct vm_config *config_vm(const struct config *cfg, const char *name);
 
 /*
- * The services of a VM, `PROTOCOL:PORT ...`, one a call: 1 and *at moved behind it, 0 at the end, -1
- * when there is something else.
+ * The services of a VM, `PROTOCOL:PORT ...` or `dscp:MARK`, one a call: 1 and *at moved behind it, 0
+ * at the end, -1 when there is something else.
  */
 #define CONFIG_SERVICES_MAX 16
-int config_next_service(const char **at, char protocol[16], uint16_t *port);
+int config_next_service(const char **at, char protocol[16], uint16_t *value);
 
 /* Splits HOST:PORT ([V6]:PORT too) into two strings for getaddrinfo(3). */
 int config_split_address(const char *address, char host[256], char port[16], struct error *err);

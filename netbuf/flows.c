@@ -16,8 +16,9 @@ const char *const flow_lost_names[FLOW_LOSSES] = {"gap", "packet", "encrypted", 
 enum mode { FREE, HELD, OPEN, STRICT };
 
 struct flow {
-    struct net_flow id; /* also where the guest's stream is: id.seq is the next new octet */
-    const struct parser *parser;
+    struct net_flow id;  /* also where the guest's stream is: id.seq is the next new octet */
+    uint32_t client_seq; /* where the client's is */
+    const struct parser *parser; /* NULL: the guest marks its packets */
     _Alignas(8) uint8_t state[PARSER_STATE_MAX];
     enum mode mode;
     bool wish;   /* held, and wants to be open */
@@ -39,6 +40,7 @@ struct flows {
         const struct parser *parser;
     } service[FLOWS_SERVICES_MAX];
     unsigned services;
+    uint8_t mark; /* 0: none */
 
     struct flow *flow;
     unsigned max;
@@ -125,6 +127,20 @@ static const struct parser *service_of(const struct flows *f, uint16_t port)
     return NULL;
 }
 
+void flows_set_mark(struct flows *f, uint8_t dscp)
+{
+    f->mark = dscp;
+}
+
+bool flows_reads_clients(const struct flows *f)
+{
+    for (unsigned i = 0; i < f->services; i++)
+        if (f->service[i].parser->from_client)
+            return true;
+    return false;
+}
+
+/* Of a packet that the guest sends. */
 static void identify(struct net_flow *id, const struct packet *p)
 {
     size_t ip_len = p->family == 4 ? 4 : 16;
@@ -229,8 +245,10 @@ static void begin(struct flows *f, struct flow *fl, const struct parser *parser,
     fl->mode = HELD;
     fl->wish = fl->closed = fl->block = false;
     fl->id.seq = p->seq + 1;
+    fl->client_seq = p->ack;
     memset(fl->state, 0, sizeof(fl->state));
-    parser->init(fl->state);
+    if (parser)
+        parser->init(fl->state);
 }
 
 static struct flow *add(struct flows *f, const struct parser *parser, const struct net_flow *id)
@@ -268,11 +286,13 @@ static enum flow_lost parser_lost(unsigned parsed)
 
 /* Hands the parser what is new in the packet, whose first octet is `old` behind the expected one;
  * PARSED_ flags. */
-static unsigned follow(struct flow *fl, const struct packet *p, size_t old)
+static unsigned follow(const struct flows *f, struct flow *fl, const struct packet *p, size_t old)
 {
     if (old >= p->data_len) /* sent before: whatever it was, it has been judged */
-        return fl->parser->from_guest(fl->state, NULL, 0);
+        return fl->block ? PARSED_IN_BLOCK : 0;
     fl->id.seq += (uint32_t)(p->data_len - old);
+    if (!fl->parser)
+        return p->dscp == f->mark ? PARSED_IN_BLOCK : PARSED_END;
     return fl->parser->from_guest(fl->state, p->data + old, p->data_len - old);
 }
 
@@ -295,7 +315,7 @@ static enum flow_verdict judge(struct flows *f, struct flow *fl, const struct pa
         lose(f, fl, ahead > 0 ? FLOW_LOST_GAP : FLOW_LOST_PACKET);
         return FLOW_STRICT;
     }
-    parsed = follow(fl, p, (size_t)(-(int64_t)ahead));
+    parsed = follow(f, fl, p, (size_t)(-(int64_t)ahead));
     if (p->flags & (TCP_FIN | TCP_RST)) {
         fl->closed = true;
         parsed = PARSED_END;
@@ -323,6 +343,13 @@ static enum flow_verdict judge(struct flows *f, struct flow *fl, const struct pa
     return parsed & PARSED_END || !fl->block ? FLOW_OUTSIDE : FLOW_BEGUN;
 }
 
+static bool begins_flow(const struct flows *f, const struct parser *parser, const struct packet *p)
+{
+    if (parser)
+        return p->flags & TCP_SYN && p->flags & TCP_ACK;
+    return p->dscp == f->mark && p->data_len > 0 && !(p->flags & TCP_SYN);
+}
+
 enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow)
 {
     const struct parser *parser;
@@ -335,14 +362,14 @@ enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t n
     if (p->tcp != PACKET_TCP)
         return FLOW_OTHER;
     parser = service_of(f, p->sport);
-    if (!parser)
+    if (!parser && !f->mark)
         return FLOW_OTHER;
     identify(&id, p);
     fl = find(f, &id);
-    if (!fl && p->flags & TCP_SYN && p->flags & TCP_ACK && net_flow_is_valid(&id))
+    if (!fl && net_flow_is_valid(&id) && begins_flow(f, parser, p))
         fl = add(f, parser, &id);
     if (!fl)
-        return FLOW_UNTRACKED;
+        return parser ? FLOW_UNTRACKED : FLOW_OTHER;
     *flow = (uint32_t)(fl - f->flow) + 1;
     fl->seen = now;
     if (!net_flow_is_valid(&id)) {
@@ -364,6 +391,40 @@ enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t n
         return FLOW_STRICT;
     }
     return judge(f, fl, p);
+}
+
+void flows_received(struct flows *f, const struct packet *p)
+{
+    const struct parser *parser = p->tcp == PACKET_TCP ? service_of(f, p->dport) : NULL;
+    struct packet back = *p;
+    struct net_flow id;
+    struct flow *fl;
+    int32_t ahead;
+    unsigned parsed;
+    size_t old;
+
+    if (!parser || !parser->from_client || p->data_len == 0 || p->flags & TCP_SYN)
+        return;
+    back.src = p->dst;
+    back.dst = p->src;
+    back.sport = p->dport;
+    back.dport = p->sport;
+    identify(&id, &back);
+    fl = find(f, &id);
+    if (!fl || fl->mode == STRICT)
+        return;
+    ahead = (int32_t)(p->seq - fl->client_seq);
+    old = (size_t)(-(int64_t)ahead);
+    if (p->flags & TCP_URG || ahead > 0) {
+        lose(f, fl, ahead > 0 ? FLOW_LOST_GAP : FLOW_LOST_PACKET);
+        return;
+    }
+    if (old >= p->data_len)
+        return;
+    fl->client_seq += (uint32_t)(p->data_len - old);
+    parsed = parser->from_client(fl->state, p->data + old, p->data_len - old);
+    if (parsed & PARSED_LOST)
+        lose(f, fl, parser_lost(parsed));
 }
 
 void flows_queued(struct flows *f, uint32_t flow)

@@ -3,8 +3,8 @@
  * Commit protection: which connections may show their client more than the last acknowledged
  * checkpoint knows. Pure; the gate drives it.
  *
- * A flow is a TCP connection to a port of the guest that was declared a service.  It is followed
- * from the guest's SYN-ACK on, by what the guest sends alone, and is always one of
+ * A flow is a TCP connection to a port of the guest that was declared a service, followed from the
+ * guest's SYN-ACK on; or one whose packets the guest marks.  It is always one of
  *
  *   held     its packets wait for their epoch; may wish to become open, when a transaction begins
  *   open     its packets pass at once; every checkpoint lists it, and a takeover resets it
@@ -76,11 +76,23 @@ void flows_linger(struct flows *f, uint8_t checkpoints);
 int flows_add_service(struct flows *f, uint16_t port, const struct parser *parser);
 
 /*
+ * On all other connections the guest says itself what need not wait: data in packets with this DSCP
+ * (1 to 63) is inside of a transaction, all other data ends one.  A flow begins with its first
+ * marked packet.
+ */
+void flows_set_mark(struct flows *f, uint8_t dscp);
+
+/*
  * The guest sends p.  *flow: number of its flow, 0 when it has none; whoever queues the packet says
  * flows_queued(), and flows_left() when it has left the queue.
  */
 enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t now,
                              uint32_t *flow);
+/* A client sends p, and the guest will get it. */
+void flows_received(struct flows *f, const struct packet *p);
+/* Does it matter what clients send? */
+bool flows_reads_clients(const struct flows *f);
+
 void flows_queued(struct flows *f, uint32_t flow);
 void flows_left(struct flows *f, uint32_t flow);
 

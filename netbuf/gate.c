@@ -77,6 +77,24 @@ void gate_linger(struct gate *g, uint8_t checkpoints)
     flows_linger(g->flows, checkpoints);
 }
 
+void gate_set_mark(struct gate *g, uint8_t dscp)
+{
+    flows_set_mark(g->flows, dscp);
+}
+
+bool gate_reads_clients(const struct gate *g)
+{
+    return g->flows && flows_reads_clients(g->flows);
+}
+
+void gate_receive(struct gate *g, const uint8_t *frame, size_t len)
+{
+    struct packet p;
+
+    if (packet_parse(&p, frame, len))
+        flows_received(g->flows, &p);
+}
+
 size_t gate_room(const struct gate *g)
 {
     return frame_ring_room(&g->queue, GATE_FRAME_MAX);

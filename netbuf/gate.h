@@ -70,6 +70,16 @@ void gate_linger(struct gate *g, uint8_t checkpoints);
 /* Copies the frame.  now: ns, never less than in the call before. */
 enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, uint64_t now);
 
+/* On all other connections the guest marks what may pass; see flows_set_mark(). */
+void gate_set_mark(struct gate *g, uint8_t dscp);
+
+/*
+ * A frame from the network that the guest will get, before it gets it.  It is not queued: this is
+ * for parsers that need the clients' side. gate_reads_clients(): there are such.
+ */
+void gate_receive(struct gate *g, const uint8_t *frame, size_t len);
+bool gate_reads_clients(const struct gate *g);
+
 /*
  * How many frames of any length are sure to fit.  A port that takes no more than that from the
  * guest never has to drop one: at 0 it leaves them where they are, and the guest's sending waits.

@@ -670,6 +670,128 @@ static void test_reasons(void **state)
     buffer_free(&net_state);
 }
 
+/* A frame of the client of `port`. */
+static void client_says(uint16_t port, uint32_t seq, const void *data, size_t len)
+{
+    uint8_t f[400], swap[4];
+    size_t n = put_tcp(f, 0, 40000, port, seq, TCP_ACK, data, len);
+
+    memcpy(swap, f + 26, 4);
+    memcpy(f + 26, f + 30, 4);
+    memcpy(f + 30, swap, 4);
+    gate_receive(g, f, n);
+}
+
+static enum gate_verdict guest_says(uint16_t port, uint32_t *seq, uint8_t flags, const void *data,
+                                    size_t len)
+{
+    uint8_t f[400];
+    size_t n = put_tcp(f, 0, port, 40000, *seq, flags, data, len);
+
+    *seq += (uint32_t)len + (flags & TCP_SYN ? 1 : 0);
+    return gate_send(g, f, n, 1);
+}
+
+static void one_checkpoint(void)
+{
+    struct iovec v[16];
+
+    buffer_clear(&net_state);
+    gate_barrier(g, ++w.taken, &net_state);
+    gate_release(g, w.taken);
+    gate_pop(g, gate_peek(g, v, 16), 1);
+}
+
+/* Parsers that need the client's side: it is followed, also when it is sent again; a gap, and what comes
+ * without a question, makes the flow strict. */
+static void test_client_side(void **state)
+{
+    enum { AGAIN, LATE, GAP, SILENT, WAYS };
+    static const char hello[] = "\x3c\0\0\0\x0a" "10.11.19\0\1\0\0\0saltsalt\0\xff\x77\x21\2\0\0\0\x15"
+                                "\0\0\0\0\0\0\0\0\0\0xxxxxxxxxxxxxxxxxxx";
+    static const char answer[] = "\x26\0\0\1\1\2\0\0\0\0\0\1\x21\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0"
+                                 "\0\0\0\0\0root\0\0";
+    static const char ok[] = "\7\0\0\2\0\0\0\2\0\0\0", inside[] = "\7\0\0\1\0\0\0\3\0\0\0";
+    static const char begins[] = "\6\0\0\0\3BEGIN", query[] = "\7\0\0\0\3INSERT";
+    enum gate_verdict verdict;
+    struct gate_stats st;
+
+    (void)state;
+    for (unsigned way = 0; way < WAYS; way++) {
+        uint32_t seq = 77, client = 1;
+
+        w = (struct world){.taken = 0};
+        g = gate_new(GATE_QUEUE_MIN, 4);
+        gate_add_service(g, 3306, &parser_mysql);
+        assert_true(gate_reads_clients(g));
+        guest_says(3306, &seq, TCP_SYN | TCP_ACK, NULL, 0);
+        guest_says(3306, &seq, TCP_ACK, hello, sizeof(hello) - 1);
+        client_says(3306, client, answer, 20);
+        client_says(3306, client, answer, sizeof(answer) - 1);
+        client += sizeof(answer) - 1;
+        guest_says(3306, &seq, TCP_ACK, ok, sizeof(ok) - 1);
+        client_says(3306, client, begins, sizeof(begins) - 1);
+        client += sizeof(begins) - 1;
+        guest_says(3306, &seq, TCP_ACK, inside, sizeof(inside) - 1);
+        one_checkpoint();
+        if (way == GAP)
+            client++;
+        if (way != SILENT)
+            client_says(3306, client, query, sizeof(query) - 1);
+        if (way == AGAIN)
+            client_says(3306, client, query, sizeof(query) - 1);
+        if (way == LATE)
+            client_says(3306, client - 5, "xxxxx", 5);
+        verdict = guest_says(3306, &seq, TCP_ACK, inside, sizeof(inside) - 1);
+        assert_int_equal(verdict, way < GAP ? GATE_PASSED : GATE_HELD);
+        gate_stats(g, 1, &st);
+        assert_int_equal(st.flows.lost[FLOW_LOST_GAP], way == GAP);
+        assert_int_equal(st.flows.lost[FLOW_LOST_PROTOCOL], way == SILENT);
+        gate_free(g);
+    }
+    buffer_free(&net_state);
+}
+
+/* The guest marks what is inside of a transaction: everything else ends one, and a flow without marks finds
+ * no place in the table. */
+static void test_mark(void **state)
+{
+    uint8_t f[160];
+    uint32_t seq = 1;
+    struct gate_stats st;
+    size_t n;
+
+    (void)state;
+    w = (struct world){.taken = 0};
+    g = gate_new(GATE_QUEUE_MIN, 4);
+    gate_set_mark(g, 46);
+    assert_false(gate_reads_clients(g));
+    assert_int_equal(guest_says(8080, &seq, TCP_ACK, "x", 1), GATE_HELD);
+    gate_stats(g, 1, &st);
+    assert_int_equal(st.flows.held, 0);
+    for (unsigned round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < 3; i++) {
+            n = put_tcp(f, 0, 8080, 40000, seq++, TCP_ACK, "x", 1);
+            f[ETH_HEADER + 1] = 46 << 2;
+            assert_int_equal(gate_send(g, f, n, 1), i ? GATE_PASSED : GATE_HELD);
+            if (i == 0)
+                one_checkpoint();
+        }
+        assert_int_equal(guest_says(8080, &seq, TCP_ACK, NULL, 0), GATE_PASSED); /* says nothing */
+        n = put_tcp(f, 0, 8080, 40000, seq, TCP_ACK, "xx", 2);
+        f[ETH_HEADER + 1] = 47 << 2;
+        assert_int_equal(gate_send(g, f, n, 1), GATE_HELD);
+        seq += 2;
+        one_checkpoint();
+        assert_int_equal(guest_says(8080, &seq, TCP_ACK, "x", 1), GATE_HELD);
+        one_checkpoint();
+        gate_stats(g, 1, &st);
+        assert_int_equal(st.flows.open, 0);
+    }
+    gate_free(g);
+    buffer_free(&net_state);
+}
+
 /* R9: a flood of new connections pushes no open one out, and the table stays as it is. */
 static void test_flood(void **state)
 {
@@ -706,6 +828,8 @@ int main(void)
         cmocka_unit_test(test_strict),
         cmocka_unit_test(test_linger),
         cmocka_unit_test(test_reasons),
+        cmocka_unit_test(test_client_side),
+        cmocka_unit_test(test_mark),
         cmocka_unit_test(test_flood),
     };
 
