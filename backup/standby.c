@@ -280,6 +280,9 @@ static int begin_disks(struct standby *s, const struct proto_hello *hello, bool 
         return 0;
     disk_infos_of(hello, infos);
     journal_bases(s->journal, infos, bases);
+    for (unsigned i = 0; i < hello->disk_count; i++)
+        if (!bases[i] && !resume && hello->features & FEATURE_DISK_CHECKS && journal_may_be_alike(s->journal, i))
+            bases[i] = DISK_COMPARE;
     if (journal_begin(s->journal, infos, resume, err) < 0)
         return -1;
     iov.iov_len = proto_put_disks(body, bases, hello->disk_count);
@@ -645,6 +648,23 @@ static void check_health(struct standby *s)
     detector_init(&s->detector, s->detector.has_arbiter, s->detector.automatic, now);
 }
 
+/* `remusctl verify' on the primary, or synchronising with an image that was here before. */
+static void report_checks(struct standby *s)
+{
+    uint8_t body[PROTO_SMALL_MAX];
+    struct iovec iov = {.iov_base = body};
+    struct proto_compared c;
+
+    while (s->journal && s->link && s->detector.state != DT_ACTIVE && journal_compared(s->journal, &c)) {
+        if (c.count && s->detector.state == DT_READY)
+            note(s, "disk %" PRIu32 " differs from the primary's: %" PRIu32 " octets at %" PRIu64
+                 ", and perhaps elsewhere; remusctl verify on the primary says where", c.differ[0].disk,
+                 c.differ[0].length, c.differ[0].offset);
+        iov.iov_len = proto_put_compared(body, &c);
+        link_send(s->link, PROTO_COMPARED, 0, &iov, 1); /* a broken link shows in recv */
+    }
+}
+
 /* Images that cannot be written are no replica: better none, and the primary knows it. */
 static void check_disks(struct standby *s)
 {
@@ -719,6 +739,7 @@ static void *run(void *arg)
         else
             wait_a_little(s);
         act(s);
+        report_checks(s);
         check_disks(s);
         check_health(s);
         publish(s);

@@ -79,6 +79,12 @@ int journal_check(struct journal *j, struct error *err);
 /* Applies all that is committed and makes the images valid: the guest may run from them (R5). */
 int journal_activate(struct journal *j, uint64_t epoch, struct error *err);
 
+/* CHECK entries: what was compared since the last call.  False: nothing. */
+bool journal_compared(struct journal *j, struct proto_compared *c);
+
+/* Was there an image before this journal was opened, that may be like the primary's? */
+bool journal_may_be_alike(const struct journal *j, unsigned disk);
+
 void journal_stats(struct journal *j, struct journal_stats *stats);
 
 #endif

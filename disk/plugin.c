@@ -214,7 +214,7 @@ static int disk_pwrite(void *handle, const void *buf, uint32_t length, uint64_t 
 
 static int clear(struct image *im, unsigned kind, uint32_t length, uint64_t offset, uint32_t flags)
 {
-    struct entry e = {kind, (unsigned)(im - images), length, offset, NULL};
+    struct entry e = {.kind = kind, .disk = (unsigned)(im - images), .length = length, .offset = offset};
 
     if (length && change(im, &e) < 0)
         return -1;

@@ -7,13 +7,15 @@ import os
 import random
 import shutil
 import signal
+import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
 
 import remus_reader
-from remus_hosts import BUILD, TYPES, Pair, Suite, wait_for
+from remus_hosts import BUILD, PATIENCE, TYPES, Pair, Suite, wait_for
 from remus_nbd import FUA, Nbd
 
 suite = Suite()
@@ -45,15 +47,11 @@ class Disks(Pair):
 
     def __init__(self, count=1, size=SIZE, **keys):
         super().__init__(**keys)
-        self.size = size
+        self.size, self.keys = size, keys
         self.images = {}
         for host in (self.primary, self.backup):
             self.images[host] = [os.path.join(host.dir, f"disk{i}.img") for i in range(count)]
-            names = ", ".join(f'"{p}"' for p in self.images[host])
-            with open(host.config, encoding="ascii") as f:
-                text = f.read()
-            with open(host.config, "w", encoding="ascii") as f:
-                f.write(text.replace("vm fake1 {\n", f"vm fake1 {{\n    disks = {{ {names} }}\n"))
+            self.add_disks(host)
         for path in self.images[self.primary]:
             with open(path, "wb") as f:
                 f.truncate(size)
@@ -63,6 +61,30 @@ class Disks(Pair):
         self.start_content = [open(p, "rb").read() for p in self.images[self.primary]]
         self.disk_octets = 0
         self.proxy.filter = self.count
+
+    def add_disks(self, host):
+        names = ", ".join(f'"{p}"' for p in self.images[host])
+        with open(host.config, encoding="ascii") as f:
+            text = f.read()
+        with open(host.config, "w", encoding="ascii") as f:
+            f.write(text.replace("vm fake1 {\n", f"vm fake1 {{\n    disks = {{ {names} }}\n"))
+
+    def swap(self):
+        """The hosts change their roles: what an operator does with `backup' in the two configurations."""
+        self.primary, self.backup = self.backup, self.primary
+        self.primary.program, self.backup.program = "remusd", "remus-backupd"
+        with socket.create_server(("127.0.0.1", 0)) as s:
+            self.proxy.backup_port = s.getsockname()[1]
+        self.primary.write_config("127.0.0.1:7910", backup=f"127.0.0.1:{self.proxy.port}", protect=True, **self.keys)
+        self.backup.write_config(f"127.0.0.1:{self.proxy.backup_port}", **self.keys)
+        for host in (self.primary, self.backup):
+            self.add_disks(host)
+
+    def verify(self, *options):
+        """Exit status and text of remusctl."""
+        done = subprocess.run([os.path.join(BUILD, "ctl", "remusctl"), "-R", self.primary.dir, "verify", *options,
+                               "fake1"], capture_output=True, text=True, timeout=PATIENCE)
+        return done.returncode, done.stdout + done.stderr
 
     def count(self, direction, kind, epoch, body):
         if kind == "DISK":
@@ -320,12 +342,70 @@ def slow_link_slows_writes_down_R9():
 
 
 @suite.test
+def verify_under_load_finds_exactly_what_differs_R5():
+    with Disks(2, takeover="manual", timeout=5000) as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary, 1)
+        writer = Writer(pair, pair.primary, pause=0)
+        for _ in range(3):  # R5: not one block differs while the guest writes to all of them
+            status, text = pair.verify()
+            assert status == 0 and "equal, 32 MiB compared" in text, text
+        writer.stop()
+        assert len(writer.done) > 50
+        pair.wait_epochs(5)
+        with open(pair.images[pair.backup][1], "r+b") as f:
+            f.seek(3 * MIB + 5)
+            octet = f.read(1)[0]
+            f.seek(3 * MIB + 5)
+            f.write(bytes([octet ^ 1]))
+        for options in ((), ("--repair",)):
+            status, text = pair.verify(*options)
+            assert status == 8 and f"disk 1: 65536 octets at {3 * MIB}\n" in text and text.count("octets at") == 1, text
+        assert "disk 1 differs" in pair.backup.do("status")["last_error"]
+        assert pair.verify()[0] == 0
+        disk.write(0, b"v" * BLOCK)
+        wait_for("the backup's image is the primary's", lambda: pair.content(pair.backup, 1) == pair.content(pair.primary, 1))
+
+
+@suite.test
+def fail_back_sends_only_the_difference_R5():
+    with Disks(size=64 * MIB, takeover="manual", timeout=2000) as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary)
+        for at in range(0, 64 * MIB, 4 * MIB):
+            disk.write(at, random.randbytes(MIB))
+        pair.wait_epochs(5)
+        pair.proxy.refuse = True  # what the old primary writes now is lost with it
+        pair.proxy.cut()
+        disk.write(3 * MIB, b"lost" * 1024)
+        pair.kill_primary()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        pair.backup.wait_state("active")
+        disk = pair.nbd(pair.backup)
+        disk.write(9 * MIB, b"new " * 1024)
+        pair.proxy.refuse = False
+        pair.primary.start()  # the old primary is back: it sees that its disk is out of date
+        wait_for("the old primary refuses", lambda: (pair.primary.try_status() or {}).get("last_error"))
+        pair.primary.stop()
+        pair.backup.stop()
+        pair.swap()
+        before = pair.disk_octets
+        pair.protect()
+        pair.wait_epochs(5)
+        assert pair.content(pair.primary)[9 * MIB:9 * MIB + 4096] == b"new " * 1024
+        wait_for("the backup's image is the primary's",
+                 lambda: pair.content(pair.backup) == pair.content(pair.primary))
+        assert pair.disk_octets - before < MIB, pair.disk_octets - before
+        assert pair.verify()[0] == 0
+
+
+@suite.test
 def second_reader_follows_the_stream_R10():
     stream = {"P": b"", "B": b""}
 
     def keep(direction, kind, epoch, body):
-        head = struct.pack(">HHIQ", TYPES.index(kind), 0, len(body), epoch)
-        stream[direction] += head + struct.pack(">Q", remus_reader.xxh3_64(head + body)) + body
+        stream[direction] += remus_reader.record(TYPES.index(kind), epoch, body)
         return 0
 
     with Disks(2, size=MIB, takeover="manual", interval=200, fake_rate=10, timeout=5000) as pair:
