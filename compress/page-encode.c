@@ -11,11 +11,15 @@
 #include "compress/page-moves.h"
 
 /* With more changed words than this it is worth looking for what moved. */
-#define MOVES_WORDS 48
+#define MOVES_WORDS 64
 /* ... which is known after so many lines of a page that changed all over. */
 #define STEP_LINES 16
-/* A page with more bytes left than this is tried the other way too. */
-#define RETRY_BYTES 1024
+/* A page with more bytes left than this is tried the other way too, */
+#define RETRY_BYTES 2048
+/* ... and with more than this where the pages before repeat themselves. */
+#define RETRY_ALIKE_BYTES 1024
+/* LZ4 finds hardly less at this acceleration, and text costs it less time. */
+#define LZ4_ACCELERATION 2
 /* A page of which more is left goes as it is: masks would only be in the way. */
 #define RAW_BYTES 3584
 
@@ -391,7 +395,7 @@ static enum page_kind encode_moved(const struct page_encoder *enc, struct page_w
     predict(w->predicted, &w->moves, old);
     lines = enc->words->take(page, w->predicted, 0, PAGE_LINES, false, &s->parts);
 
-    if (grown(&start, &s->parts) > RETRY_BYTES) {
+    if (grown(&start, &s->parts) > (s->stride ? RETRY_ALIKE_BYTES : RETRY_BYTES)) {
         struct sections other = *s;
         enum page_kind kind = encode_alone(enc, page, &other);
 
@@ -455,7 +459,7 @@ static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t l
     if (w->codec == PAGE_CODEC_LZ4) {
         *coding = PAGE_CODING_LZ4;
         got = (size_t)LZ4_compress_fast_extState(w->lz4, (const char *)stream, (char *)out,
-                                                 (int)len, (int)len - 1, 1);
+                                                 (int)len, (int)len - 1, LZ4_ACCELERATION);
     } else if (w->codec == PAGE_CODEC_ZSTD) {
         *coding = PAGE_CODING_ZSTD;
         got = ZSTD_compress2(w->zstd, out, len - 1, stream, len);
@@ -498,7 +502,7 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
     for (size_t i = 0; i < w->n; i++) {
         enum page_kind kind;
 
-        if (i + 1 < w->n && w->found[i + 1])
+        if (i + 1 < w->n && w->copies[i + 1])
             prefetch_page(w->copies[i + 1]);
         if (w->found[i]) {
             kind = encode_known(enc, w, i, &s);

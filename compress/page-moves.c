@@ -8,6 +8,7 @@
 #define RUN_MIN 3
 /* Of the pages beside, what lies as near as this in half words can have come over. */
 #define NEAR 256
+#define STEP 16
 /* After each so many words without a hit the search looks at fewer. */
 #define MISSES 64
 
@@ -35,14 +36,14 @@ static inline bool same_line(const uint8_t *a, const uint8_t *b)
 }
 
 /*
- * Rows move by words, the line pointers of an index by halves.  Of eight half words in a row the
- * first two are enough: whatever the shift, one of four neighbouring words of the page meets one of
- * them, and a hit is followed backwards.
+ * Rows move by words, the line pointers of an index by halves.  Of STEP half words in a row the
+ * first two are enough: whatever the shift, one of STEP / 2 neighbouring words of the page meets
+ * one of them, and a hit is followed backwards.
  */
 static void index_words(uint16_t *table, const uint8_t *old, unsigned base, unsigned begin,
                         unsigned end)
 {
-    for (unsigned h = begin; h < end; h += 8) {
+    for (unsigned h = begin; h < end; h += STEP) {
         table[hash(word(old, h))] = (uint16_t)(base + h + 1);
         table[hash(word(old, h + 1))] = (uint16_t)(base + h + 2);
     }
@@ -97,7 +98,8 @@ void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_
             which = (place - 1) / PAGE_HALVES;
             from = (place - 1) % PAGE_HALVES;
             shift = (int)from - (int)(2 * i);
-            for (; from > 1 && start > moves->move[moves->count - 1].to + 1u && i - start < 3;
+            for (; from > 1 && start > moves->move[moves->count - 1].to + 1u &&
+                   i - start < STEP / 2 - 1;
                  start--) {
                 from -= 2;
                 if (word(page, 2 * start - 2) != word(old[which], from))

@@ -67,7 +67,10 @@ TARGET static size_t ISA(popcount)(const uint8_t *bytes, size_t len)
     return bits + (size_t)popcount64(v);
 }
 
-/* How many bytes differ in the sampled lines; no more than is enough to reach `enough`. */
+/*
+ * How many bytes differ in the sampled lines; no more than is enough to reach `enough`, which is
+ * taken for granted when the first two lines reach more than their share of it.
+ */
 TARGET static unsigned ISA(sample)(const uint8_t *page, unsigned stride, unsigned enough)
 {
     unsigned differ = 0;
@@ -77,6 +80,8 @@ TARGET static unsigned ISA(sample)(const uint8_t *page, unsigned stride, unsigne
 
         differ += (unsigned)popcount64(line_differs(a, a - 8 * stride));
         differ += (unsigned)popcount64(line_differs(b, b - 8 * stride));
+        if (i == 0 && differ > enough * 3 / 8)
+            differ = enough;
     }
     return differ;
 }
