@@ -210,8 +210,10 @@ static int start(struct daemon *d, struct error *err)
     if (b->listener < 0)
         return -1;
     for (size_t i = 0; i < d->config->vm_count; i++) {
-        b->standbys[i] = standby_start(&d->config->vms[i], err);
-        if (!b->standbys[i])
+        if (d->config->vms[i].backup[0]) /* this host is the VM's primary: remusd's */
+            continue;
+        b->standbys[b->count] = standby_start(&d->config->vms[i], err);
+        if (!b->standbys[b->count])
             return -1;
         b->count++;
     }

@@ -280,6 +280,9 @@ static int begin_disks(struct standby *s, const struct proto_hello *hello, bool 
         return 0;
     disk_infos_of(hello, infos);
     journal_bases(s->journal, infos, bases);
+    for (unsigned i = 0; i < hello->disk_count; i++)
+        if (!bases[i] && !resume && hello->features & FEATURE_DISK_CHECKS && journal_may_be_alike(s->journal, i))
+            bases[i] = DISK_COMPARE;
     if (journal_begin(s->journal, infos, resume, err) < 0)
         return -1;
     iov.iov_len = proto_put_disks(body, bases, hello->disk_count);
@@ -645,6 +648,23 @@ static void check_health(struct standby *s)
     detector_init(&s->detector, s->detector.has_arbiter, s->detector.automatic, now);
 }
 
+/* `remusctl verify' on the primary, or synchronising with an image that was here before. */
+static void report_checks(struct standby *s)
+{
+    uint8_t body[PROTO_SMALL_MAX];
+    struct iovec iov = {.iov_base = body};
+    struct proto_compared c;
+
+    while (s->journal && s->link && s->detector.state != DT_ACTIVE && journal_compared(s->journal, &c)) {
+        if (c.count && s->detector.state == DT_READY)
+            note(s, "disk %" PRIu32 " differs from the primary's: %" PRIu32 " octets at %" PRIu64
+                 ", and perhaps elsewhere; remusctl verify on the primary says where", c.differ[0].disk,
+                 c.differ[0].length, c.differ[0].offset);
+        iov.iov_len = proto_put_compared(body, &c);
+        link_send(s->link, PROTO_COMPARED, 0, &iov, 1); /* a broken link shows in recv */
+    }
+}
+
 /* Images that cannot be written are no replica: better none, and the primary knows it. */
 static void check_disks(struct standby *s)
 {
@@ -659,6 +679,15 @@ static void check_disks(struct standby *s)
     detector_goodbye(&s->detector, clock_ns());
 }
 
+/* A daemon before this one may have died with disks that lag behind its journal. */
+static void recover_disks(struct standby *s, bool activating)
+{
+    struct error err;
+
+    if (s->cfg->disk_count && journal_recover(s->cfg->disks, s->cfg->disk_count, activating, &err) < 0)
+        note(s, "%s", err.text);
+}
+
 /* A daemon before this one activated the VM: it runs, and its packets need a way out. */
 static void find_active(struct standby *s)
 {
@@ -668,8 +697,10 @@ static void find_active(struct standby *s)
 
     active_path(s, path);
     f = fopen(path, "re");
-    if (!f && errno == ENOENT)
+    if (!f && errno == ENOENT) {
+        recover_disks(s, false);
         return;
+    }
     if (f) {
         if (fscanf(f, "%" SCNx64 " %7s", &s->spent, word) != 2)
             word[0] = '\0'; /* whatever it means, the safe side is that it runs */
@@ -678,6 +709,7 @@ static void find_active(struct standby *s)
     if (strcmp(word, "ended") == 0)
         return;
     if (!vm_platform(s->cfg->platform)->running(s->cfg)) {
+        recover_disks(s, true);
         note(s, "the VM was taken over here, and its process is gone: start it by its own means");
         mark_active(s, "ended");
         return;
@@ -719,6 +751,7 @@ static void *run(void *arg)
         else
             wait_a_little(s);
         act(s);
+        report_checks(s);
         check_disks(s);
         check_health(s);
         publish(s);

@@ -242,6 +242,7 @@ static const struct key vm_keys[] = {
     {"staging", set_mib, VM(staging_bytes), "64", "MiB", 4, 65536, NULL},
     {"net-queue", set_mib, VM(net_queue_bytes), "32", "MiB", 1, 4096, NULL},
     {"disk-queue", set_mib, VM(disk_queue_bytes), "32", "MiB", 1, 65536, NULL},
+    {"disk-sync-rate", set_mib, VM(disk_sync_rate), "0", "MiB", 0, 65536, NULL},
     {"disk-journal", set_mib, VM(disk_journal_bytes), "256", "MiB", 16, 65536, NULL},
     {"platform", set_word, VM(platform), "qemu", "qemu or fake", 0, 0, WORDS("qemu", "fake")},
     {"memory", set_mib, VM(memory_bytes), "128", "MiB", 16, 4194304, NULL},

@@ -50,6 +50,7 @@ struct vm_config {
     char **disks;             /* images, absolute paths, NULL-terminated */
     unsigned disk_count;      /* of them, at most CONFIG_DISKS_MAX */
     size_t disk_queue_bytes;  /* 32 MiB: primary's queue of writes */
+    size_t disk_sync_rate;    /* octets a second of image, 0: no limit */
     size_t disk_journal_bytes;/* 256 MiB: backup's journal file */
 
     /* the machine */

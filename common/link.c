@@ -14,8 +14,6 @@
 #include "link.h"
 #include "urgent.h"
 
-#define CHECKED_HEADER 16 /* octets of the header that the checksum covers */
-
 struct link {
     struct chan *chan;
 
@@ -69,7 +67,7 @@ static uint64_t record_checksum(const uint8_t *header, const struct iovec *body,
     XXH3_state_t state;
 
     XXH3_64bits_reset(&state);
-    XXH3_64bits_update(&state, header, CHECKED_HEADER);
+    XXH3_64bits_update(&state, header, PROTO_CHECKED);
     for (int i = 0; i < count; i++)
         XXH3_64bits_update(&state, body[i].iov_base, body[i].iov_len);
     return XXH3_64bits_digest(&state);

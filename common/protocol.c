@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#define XXH_INLINE_ALL
 #include <assert.h>
 #include <inttypes.h>
+#include <string.h>
+#include <xxhash.h>
 
 #include "protocol.h"
 #include "wire.h"
@@ -12,11 +15,14 @@
 #define NOTICE_FIXED 2
 #define DISK_END_LEN 24
 #define HELLO_DISK 16
+#define COMPARED_FIXED 8
+#define COMPARED_RANGE 16
 
 _Static_assert(2 + 2 + 4 + 8 + 8 == PROTO_HEADER_LEN, "header as drawn");
 _Static_assert(8 + 2 + 2 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 8 == HELLO_FIXED, "HELLO as drawn");
 _Static_assert(HELLO_FIXED + 3 * 256 + 1 + CONFIG_DISKS_MAX * HELLO_DISK <= PROTO_SMALL_MAX,
                "HELLO fits");
+_Static_assert(COMPARED_FIXED + COMPARED_RANGES * COMPARED_RANGE <= PROTO_SMALL_MAX, "COMPARED fits");
 
 static const char *const type_names[PROTO_TYPE_MAX + 1] = {
     [PROTO_HELLO] = "HELLO",         [PROTO_WELCOME] = "WELCOME", [PROTO_REFUSE] = "REFUSE",
@@ -24,12 +30,21 @@ static const char *const type_names[PROTO_TYPE_MAX + 1] = {
     [PROTO_NET] = "NET",             [PROTO_END] = "END",         [PROTO_ACK] = "ACK",
     [PROTO_GOODBYE] = "GOODBYE",     [PROTO_HANDOVER] = "HANDOVER",
     [PROTO_ACTIVATED] = "ACTIVATED", [PROTO_DISK] = "DISK",       [PROTO_DISK_END] = "DISK_END",
-    [PROTO_DISKS] = "DISKS",
+    [PROTO_DISKS] = "DISKS",         [PROTO_COMPARED] = "COMPARED",
 };
 
 const char *proto_type_name(unsigned type)
 {
     return type <= PROTO_TYPE_MAX && type_names[type] ? type_names[type] : "unknown";
+}
+
+static uint16_t header_check(const uint8_t header[PROTO_HEADER_LEN])
+{
+    uint8_t covered[PROTO_CHECKED];
+
+    memcpy(covered, header, sizeof(covered));
+    covered[2] = covered[3] = 0;
+    return (uint16_t)XXH3_64bits(covered, sizeof(covered));
 }
 
 void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *h)
@@ -41,6 +56,8 @@ void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *
     wire_put_uint(&w, h->length, 4);
     wire_put_uint(&w, h->epoch, 8);
     wire_put_uint(&w, h->checksum, 8);
+    w = wire_writer(out + 2, 2);
+    wire_put_uint(&w, header_check(out), 2);
 }
 
 static bool large(unsigned type)
@@ -51,9 +68,10 @@ static bool large(unsigned type)
 int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err)
 {
     struct wire_reader r = wire_reader(in, PROTO_HEADER_LEN);
+    uint16_t check;
 
     h->type = wire_get_u16(&r);
-    wire_get_u16(&r); /* reserved: zero when sent, ignored when read */
+    check = wire_get_u16(&r);
     h->length = wire_get_u32(&r);
     h->epoch = wire_get_u64(&r);
     h->checksum = wire_get_u64(&r);
@@ -63,6 +81,9 @@ int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN],
     if (h->length > (large(h->type) ? PROTO_BODY_MAX : PROTO_SMALL_MAX))
         return error_set(err, "%s record of %" PRIu32 " octets is longer than allowed",
                          proto_type_name(h->type), h->length);
+    if (check != header_check(in))
+        return error_set(err, "header of a %s record: check wrong, the stream is corrupt",
+                         proto_type_name(h->type));
     return 0;
 }
 
@@ -240,6 +261,37 @@ int proto_get_disks(uint64_t *generations, unsigned count, const uint8_t *in, si
         generations[i] = wire_get_u64(&r);
     if (!wire_reader_ok(&r))
         return error_set(err, "DISKS of %zu octets, must have 8 for each of %u disks", len, count);
+    return 0;
+}
+
+size_t proto_put_compared(uint8_t *out, const struct proto_compared *m)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    wire_put_uint(&w, m->octets, 8);
+    for (unsigned i = 0; i < m->count; i++) {
+        wire_put_uint(&w, m->differ[i].disk, 4);
+        wire_put_uint(&w, m->differ[i].length, 4);
+        wire_put_uint(&w, m->differ[i].offset, 8);
+    }
+    return (size_t)(w.at - out);
+}
+
+int proto_get_compared(struct proto_compared *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    if (len < COMPARED_FIXED || len % COMPARED_RANGE != COMPARED_FIXED ||
+        len > COMPARED_FIXED + COMPARED_RANGES * COMPARED_RANGE)
+        return error_set(err, "COMPARED of %zu octets: must have %d, and %d for each range", len, COMPARED_FIXED,
+                         COMPARED_RANGE);
+    m->octets = wire_get_u64(&r);
+    m->count = (unsigned)((len - COMPARED_FIXED) / COMPARED_RANGE);
+    for (unsigned i = 0; i < m->count; i++) {
+        m->differ[i].disk = wire_get_u32(&r);
+        m->differ[i].length = wire_get_u32(&r);
+        m->differ[i].offset = wire_get_u64(&r);
+    }
     return 0;
 }
 

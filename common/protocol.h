@@ -18,6 +18,7 @@
 #define PROTO_VERSION_MAX 1
 #define PROTO_MAGIC UINT64_C(0x72656d7573640d0a) /* "remusd\r\n" */
 #define PROTO_HEADER_LEN 24
+#define PROTO_CHECKED 16 /* octets of it before the checksum */
 #define PROTO_BODY_MAX (2u << 20)   /* octets in one record's body */
 #define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, state and net */
 #define PROTO_PORT "7910"
@@ -39,11 +40,13 @@ enum proto_type {
     PROTO_DISK = 13,      /* P: changes of disks (disk/entry.h); epoch 0 while synchronising */
     PROTO_DISK_END = 14,  /* P: all changes of the epoch were sent */
     PROTO_DISKS = 15,     /* B: before WELCOME: what the backup has of each disk */
+    PROTO_COMPARED = 16,  /* B: blocks of disks that were compared, and those that differ */
 };
-#define PROTO_TYPE_MAX 15
+#define PROTO_TYPE_MAX 16
 
 #define FEATURE_DISKS UINT64_C(1) /* DISK, DISK_END, DISKS; HELLO names the disks */
-#define FEATURES_KNOWN FEATURE_DISKS
+#define FEATURE_DISK_CHECKS UINT64_C(2) /* CHECK entries in DISK, COMPARED, DISK_COMPARE in DISKS */
+#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS)
 
 enum proto_refusal {
     REFUSE_PROTOCOL = 1,  /* malformed or out of order */
@@ -63,7 +66,7 @@ struct proto_header {
     uint16_t type;
     uint32_t length;   /* of the body */
     uint64_t epoch;
-    uint64_t checksum; /* XXH3-64 of the header's first 16 octets and the body */
+    uint64_t checksum; /* XXH3-64 of the header's first PROTO_CHECKED octets and the body */
 };
 
 #define HELLO_RESYNC 1u /* what changed since the last checkpoint is not known: send all again */
@@ -108,6 +111,21 @@ struct proto_disk_end {
     uint64_t digest;            /* XXH3-64 of these bodies, joined */
 };
 
+#define DISK_COMPARE UINT64_MAX /* in DISKS: an image of unknown content is there, compare before sending */
+
+struct proto_range {
+    uint32_t disk, length;
+    uint64_t offset;
+};
+
+#define COMPARED_RANGES 60u
+
+struct proto_compared {
+    uint64_t octets;            /* compared since the COMPARED before */
+    unsigned count;
+    struct proto_range differ[COMPARED_RANGES];
+};
+
 /* REFUSE and GOODBYE */
 struct proto_notice {
     uint16_t code;
@@ -117,7 +135,7 @@ struct proto_notice {
 const char *proto_type_name(unsigned type);
 
 void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *h);
-/* Checks type and length; the checksum is the caller's, who has the body. */
+/* Checks all but the checksum, which is the caller's, who has the body: a length that is wrong must not be waited for. */
 int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err);
 
 size_t proto_put_hello(uint8_t *out, const struct proto_hello *m);
@@ -132,6 +150,8 @@ int proto_get_disk_end(struct proto_disk_end *m, const uint8_t *in, size_t len, 
 size_t proto_put_disks(uint8_t *out, const uint64_t *generations, unsigned count);
 int proto_get_disks(uint64_t *generations, unsigned count, const uint8_t *in, size_t len,
                     struct error *err);
+size_t proto_put_compared(uint8_t *out, const struct proto_compared *m);
+int proto_get_compared(struct proto_compared *m, const uint8_t *in, size_t len, struct error *err);
 size_t proto_put_notice(uint8_t *out, unsigned code, const char *text);
 int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, struct error *err);
 

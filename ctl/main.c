@@ -9,7 +9,7 @@
 
 static const struct verb *const verbs[] = {
     &list_verb,     &status_verb,     &protect_verb, &unprotect_verb,
-    &takeover_verb, &switchover_verb, &discard_verb, &set_verb,
+    &takeover_verb, &switchover_verb, &discard_verb, &set_verb,    &verify_verb,
 };
 #define VERB_COUNT (sizeof(verbs) / sizeof(*verbs))
 
@@ -28,7 +28,7 @@ static void usage(FILE *out)
           "  -h, --help          print this and exit\n"
           "  -V, --version       print the version and exit\n\n"
           "Exit status: 0 done; 1 failed; 2 usage; 3 not protected (status); 4 not known, or no\n"
-          "permission; 6 no such VM; 7 the daemon does not run.\n",
+          "permission; 6 no such VM; 7 the daemon does not run; 8 the disks differ (verify).\n",
           out);
 }
 

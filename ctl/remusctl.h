@@ -26,6 +26,7 @@ enum {
     STATUS_UNKNOWN = 4, /* and: no permission */
     STATUS_UNKNOWN_VM = 6,
     STATUS_NO_DAEMON = 7,
+    STATUS_DIFFERENT = 8, /* verify */
 };
 
 enum side { PRIMARY, BACKUP }; /* remusd, remus-backupd */
@@ -54,7 +55,7 @@ struct verb {
 };
 
 extern const struct verb list_verb, status_verb, protect_verb, unprotect_verb, takeover_verb,
-    switchover_verb, discard_verb, set_verb;
+    switchover_verb, discard_verb, set_verb, verify_verb;
 
 /* client.c.  Each returns 0 or f->status. */
 int fail(struct failure *f, int status, const char *code, const char *fmt, ...)

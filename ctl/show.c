@@ -152,6 +152,11 @@ static const char *or_dash(const char *s)
 
 static void say_syncing(FILE *out, const json_t *vm)
 {
+    if (json_is_object(json_object_get(json_object_get(vm, "disks"), "sync"))) {
+        fprintf(out, "not protected yet: disks %s %% copied, %s MiB/s, about %s left; then the memory",
+                COUNT("disks.sync.percent"), COUNT("disks.sync.rate_mib_s"), DURATION("disks.sync.eta_s"));
+        return;
+    }
     fprintf(out, "not protected yet: %s %% copied, round %s, %s MiB/s, about %s left",
             COUNT("sync.percent"), COUNT("sync.round"), COUNT("sync.rate_mib_s"),
             DURATION("sync.eta_s"));
@@ -281,6 +286,29 @@ static void show_checkpoints(const json_t *vm)
            PERCENT("cpu_share"));
 }
 
+/* Whether disk and memory are in step, first. */
+static void show_primary_disks(const json_t *vm)
+{
+    const json_t *disks = json_object_get(vm, "disks");
+
+    if (!json_is_object(disks))
+        return;
+    printf("  %-15s%s, ", "disks", COUNT("disks.count"));
+    if (json_is_object(json_object_get(disks, "sync")))
+        printf("SYNCHRONISING: %s %% at %s MiB/s, about %s left", COUNT("disks.sync.percent"),
+               COUNT("disks.sync.rate_mib_s"), DURATION("disks.sync.eta_s"));
+    else if (json_is_true(json_object_get(disks, "in_step")))
+        printf("in step with the memory at checkpoint %s; %s on their way", COUNT("acked_epoch"),
+               OCTETS("disks.behind_bytes"));
+    else if (json_is_number(json_object_get(disks, "behind_bytes")))
+        printf("the backup is %s BEHIND", OCTETS("disks.behind_bytes"));
+    else
+        printf("the backup has no whole copy");
+    printf("\n  %-15s%s written, queue %s of %s; guest slowed by a full queue for %s ms; errors %s\n", "",
+           OCTETS("disks.written_bytes"), OCTETS("disks.queue_bytes"), OCTETS("disks.queue_max_bytes"),
+           COUNT("disks.full_ms"), COUNT("disks.errors"));
+}
+
 static void show_primary(const json_t *vm)
 {
     printf("  %-15s%s, %s, %s, dirty pages by %s\n", "guest", or_dash(text_at(vm, "platform")),
@@ -304,6 +332,7 @@ static void show_primary(const json_t *vm)
         printf("  %-15sconnections: %s open, %s held, %s strict; %s frames did not wait\n", "",
                COUNT("net.flows.open"), COUNT("net.flows.held"), COUNT("net.flows.strict"),
                COUNT("net.passed_frames"));
+    show_primary_disks(vm);
     if (json_is_object(json_object_get(vm, "staging")))
         printf("  %-15s%s of %s, pauses stretched by a full buffer %s\n", "staging",
                OCTETS("staging.used_bytes"), OCTETS("staging.max_bytes"),
@@ -317,6 +346,12 @@ static void show_backup(const json_t *vm)
            or_dash(text_at(vm, "primary")), COUNT("last_heard_ms"), DURATION("since_s"));
     printf("  %-15s%s, last epoch %s, %s received\n", "checkpoints", COUNT("checkpoints"),
            COUNT("epoch"), OCTETS("bytes_received"));
+    if (json_is_object(json_object_get(vm, "disks")))
+        printf("  %-15s%s at checkpoint %s, images at %s; journal %s of %s, link waited %s ms for it\n", "disks",
+               json_is_true(json_object_get(json_object_get(vm, "disks"), "in_step"))
+                   ? "in step with the memory" : "NOT IN STEP with the memory",
+               COUNT("disks.committed_epoch"), COUNT("disks.applied_epoch"), OCTETS("disks.journal_bytes"),
+               OCTETS("disks.journal_max_bytes"), COUNT("disks.full_ms"));
     printf("  %-15s%s, arbiter %s\n", "takeover", or_dash(text_at(vm, "takeover_policy")),
            or_dash(text_at(vm, "arbiter")));
     if (json_is_object(json_object_get(vm, "takeover")))

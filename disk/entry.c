@@ -7,12 +7,14 @@
 
 size_t entry_size(unsigned kind, uint32_t length)
 {
-    return kind == ENTRY_WRITE ? ENTRY_HEAD + (((size_t)length + 15) & ~(size_t)15) : ENTRY_HEAD;
+    return kind == ENTRY_WRITE   ? ENTRY_HEAD + (((size_t)length + 15) & ~(size_t)15)
+           : kind == ENTRY_CHECK ? ENTRY_HEAD + 16
+                                 : ENTRY_HEAD;
 }
 
 void entry_put(uint8_t *out, const struct entry *e)
 {
-    struct wire_writer w = wire_writer(out, ENTRY_HEAD);
+    struct wire_writer w = wire_writer(out, ENTRY_HEAD + 16);
     size_t size = entry_size(e->kind, e->length);
 
     wire_put_uint(&w, e->kind, 1);
@@ -20,7 +22,11 @@ void entry_put(uint8_t *out, const struct entry *e)
     wire_put_uint(&w, 0, 2);
     wire_put_uint(&w, e->length, 4);
     wire_put_uint(&w, e->offset, 8);
-    if (size == ENTRY_HEAD)
+    if (e->kind == ENTRY_CHECK) {
+        wire_put_uint(&w, e->hash, 8);
+        wire_put_uint(&w, 0, 8);
+    }
+    if (e->kind != ENTRY_WRITE)
         return;
     if (e->data)
         memcpy(out + ENTRY_HEAD, e->data, e->length);
@@ -39,7 +45,7 @@ int entry_get(struct entry *e, const uint8_t **at, const uint8_t *end, const uin
     e->offset = wire_get_u64(&r);
     if (r.failed)
         return error_set(err, "a disk entry ends too early");
-    if (e->kind < ENTRY_WRITE || e->kind > ENTRY_TRIM)
+    if (e->kind < ENTRY_WRITE || e->kind > ENTRY_CHECK)
         return error_set(err, "disk entry of unknown kind %u", e->kind);
     if (e->disk >= count)
         return error_set(err, "disk entry for disk %u, the VM has %u", e->disk, count);
@@ -48,7 +54,14 @@ int entry_get(struct entry *e, const uint8_t **at, const uint8_t *end, const uin
                          PRIu64 " octets", e->length, e->offset, e->disk, sizes[e->disk]);
     if (e->kind == ENTRY_WRITE && e->length > ENTRY_DATA_MAX)
         return error_set(err, "disk entry of %" PRIu32 " octets is longer than allowed", e->length);
+    if (e->kind == ENTRY_CHECK && (e->length > ENTRY_CHECK_MAX || e->offset % ENTRY_CHECK_MAX))
+        return error_set(err, "disk check of %" PRIu32 " octets at %" PRIu64 ": not one block", e->length, e->offset);
     e->data = wire_get(&r, entry_size(e->kind, e->length) - ENTRY_HEAD);
+    if (e->kind == ENTRY_CHECK && e->data) {
+        struct wire_reader h = wire_reader(e->data, 8);
+
+        e->hash = wire_get_u64(&h);
+    }
     if (r.failed)
         return error_set(err, "a disk entry ends too early");
     *at = r.at;

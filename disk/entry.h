@@ -8,6 +8,9 @@
  *     |kind |disk | reserved  |        length         |        offset         |
  *     +-----+-----+-----------+-----------------------+-----------------------+
  *  16 | WRITE: `length' octets, then zeros up to a multiple of 16             |
+ *     | CHECK: XXH3-64 of the range, then zeros up to a multiple of 16        |
+ *
+ * A CHECK changes nothing: it says what the range holds on the primary at this very point in the order of changes.
  */
 #ifndef REMUS_DISK_ENTRY_H
 #define REMUS_DISK_ENTRY_H
@@ -21,12 +24,14 @@
 #define DISKS_MAX CONFIG_DISKS_MAX
 #define ENTRY_HEAD 16u
 #define ENTRY_DATA_MAX (256u << 10) /* octets in one WRITE */
+#define ENTRY_CHECK_MAX 65536u      /* octets that one CHECK speaks of; they begin at a multiple of it */
 
 enum entry_kind {
     ENTRY_PAD = 0,   /* in the write queue only: `length' octets to skip */
     ENTRY_WRITE = 1,
     ENTRY_ZERO = 2,  /* reads as zeros from now on */
     ENTRY_TRIM = 3,  /* the same, and the space may be given back */
+    ENTRY_CHECK = 4,
 };
 
 struct entry {
@@ -34,12 +39,13 @@ struct entry {
     uint32_t length;     /* of the range on the disk */
     uint64_t offset;
     const uint8_t *data; /* WRITE */
+    uint64_t hash;       /* CHECK */
 };
 
 /* Octets that an entry takes. */
 size_t entry_size(unsigned kind, uint32_t length);
 
-/* Writes head and padding; the data of a WRITE too, when there is any. */
+/* Writes head, padding and hash; the data of a WRITE too, when there is any. */
 void entry_put(uint8_t *out, const struct entry *e);
 
 /*

@@ -13,6 +13,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "common/bitmap.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/fault.h"
@@ -26,6 +27,7 @@
 #define HEADER_USED 512u
 #define RECORD_HEAD 40u
 #define BODY_MAX (2u << 20)
+#define RANGE_BLOCKS 16384u /* of a COMPARED: its length fits into 32 bits */
 
 enum { RECORD_CHANGES = 1, RECORD_COMMIT = 2 };
 
@@ -55,6 +57,7 @@ struct journal {
     XXH3_state_t digest;
     bool ended;
     uint64_t sizes[DISKS_MAX], capacity;
+    bool alike[DISKS_MAX];
     unsigned count;
 
     pthread_mutex_t lock;
@@ -64,6 +67,8 @@ struct journal {
     uint64_t generations[DISKS_MAX];   /* at `committed` */
     uint64_t applied, applied_epoch;   /* in the images, durable or not */
     uint64_t waited_ns;
+    uint64_t checked, differing_blocks; /* not reported yet */
+    struct bitmap differing[DISKS_MAX]; /* blocks of the images */
     bool whole, busy, want_room, hurry, activated, stop, failed;
     struct error why;
 };
@@ -216,7 +221,29 @@ static int change_image(const struct journal *j, const struct entry *e)
                      (off_t)e->offset, e->length);
 }
 
-static int change_images(const struct journal *j, const uint8_t *entries, size_t length, struct error *err)
+/* Is the image what the primary's was at this point?  R10: the entry was checked. */
+static int check_image(struct journal *j, const struct entry *e, struct error *err)
+{
+    uint64_t block = e->offset / ENTRY_CHECK_MAX;
+    uint8_t data[ENTRY_CHECK_MAX];
+    bool same;
+
+    if (pread(j->image_fds[e->disk], data, e->length, (off_t)e->offset) != (ssize_t)e->length)
+        return error_set(err, "disk \"%s\": reading %" PRIu32 " octets at %" PRIu64 ": %s", j->images[e->disk],
+                         e->length, e->offset, strerror(errno));
+    same = XXH3_64bits(data, e->length) == e->hash;
+    SCOPED_LOCK(&j->lock);
+    j->checked += e->length;
+    if (!same && !bitmap_test(&j->differing[e->disk], block)) {
+        bitmap_set(&j->differing[e->disk], block);
+        j->differing_blocks++;
+    }
+    return 0;
+}
+
+/* compare: the images are exactly what the entries before left; then CHECKs mean something. */
+static int change_images(struct journal *j, const uint8_t *entries, size_t length, bool compare,
+                         struct error *err)
 {
     const uint8_t *at = entries, *end = entries + length;
     struct entry e;
@@ -224,6 +251,11 @@ static int change_images(const struct journal *j, const uint8_t *entries, size_t
     while (at < end) {
         if (entry_get(&e, &at, end, j->sizes, j->count, err) < 0)
             return -1;
+        if (e.kind == ENTRY_CHECK) {
+            if (compare && check_image(j, &e, err) < 0)
+                return -1;
+            continue;
+        }
         if (change_image(j, &e) < 0)
             return error_set(err, "disk \"%s\": changing %" PRIu32 " octets at %" PRIu64 ": %s",
                              j->images[e.disk], e.length, e.offset, strerror(errno));
@@ -241,8 +273,8 @@ static int sync_images(const struct journal *j, struct error *err)
 
 /* --- applying --- */
 
-/* From `applied` to `target`, which ends with a commit. */
-static int apply(struct journal *j, uint64_t from, uint64_t target, uint64_t *epoch, struct error *err)
+/* From `from` to `target`, which ends with a commit. */
+static int apply(struct journal *j, uint64_t from, uint64_t target, bool compare, uint64_t *epoch, struct error *err)
 {
     struct record_head rec;
 
@@ -251,7 +283,7 @@ static int apply(struct journal *j, uint64_t from, uint64_t target, uint64_t *ep
             return error_set(err, "%s: cannot read back what was written at %" PRIu64, j->path, from);
         if (rec.type == RECORD_COMMIT)
             *epoch = rec.epoch;
-        else if (change_images(j, j->body, rec.length, err) < 0)
+        else if (change_images(j, j->body, rec.length, compare, err) < 0)
             return -1;
         fault_crash("disk-amid-apply", rec.epoch);
         from += record_size(rec.length);
@@ -302,7 +334,7 @@ static int work(struct journal *j, struct error *err)
      */
     if (!hurry && fdatasync(j->fd) < 0)
         return error_set(err, "%s: %s", j->path, strerror(errno));
-    if (apply(j, j->applied, target, &epoch, err) < 0)
+    if (apply(j, j->applied, target, !hurry, &epoch, err) < 0)
         return -1;
     pthread_mutex_lock(&j->lock);
     j->applied = target;
@@ -402,7 +434,7 @@ static int replay(struct journal *j, struct error *err)
         j->committed_epoch = rec.epoch;
     }
     if (target != j->durable.tail) {
-        if (apply(j, j->durable.tail, target, &j->applied_epoch, err) < 0)
+        if (apply(j, j->durable.tail, target, false, &j->applied_epoch, err) < 0)
             return -1;
         for (unsigned i = 0; i < j->count; i++)
             j->durable.generations[i] = generation;
@@ -470,6 +502,7 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
                  size_t capacity, struct error *err)
 {
     struct journal *j = calloc(1, sizeof(*j));
+    struct stat st;
     int rc;
 
     if (!j)
@@ -485,6 +518,11 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
         j->image_fds[i] = -1;
         j->images[i] = images[i];
         j->sizes[i] = disks[i].size;
+        j->alike[i] = stat(images[i], &st) == 0 && (!S_ISREG(st.st_mode) || st.st_blocks > 0);
+        if (bitmap_init(&j->differing[i], (disks[i].size + ENTRY_CHECK_MAX - 1) / ENTRY_CHECK_MAX) < 0) {
+            error_set(err, "no memory");
+            goto fail;
+        }
         if (claim_image(images[i], &disks[i], err) < 0)
             goto fail;
         j->image_fds[i] = open(images[i], O_RDWR | O_CLOEXEC);
@@ -524,15 +562,61 @@ void journal_close(struct journal *j)
         pthread_mutex_unlock(&j->lock);
         pthread_join(j->thread, NULL);
     }
-    for (unsigned i = 0; i < j->count; i++)
-        if (j->image_fds[i] >= 0)
+    for (unsigned i = 0; i < DISKS_MAX; i++) {
+        bitmap_free(&j->differing[i]);
+        if (i < j->count && j->image_fds[i] >= 0)
             close(j->image_fds[i]);
+    }
     if (j->fd >= 0)
         close(j->fd);
     free(j->body);
     pthread_mutex_destroy(&j->lock);
     pthread_cond_destroy(&j->changed);
     free(j);
+}
+
+static int finish_activation(char *const images[], unsigned count, struct error *err)
+{
+    struct image_record recs[DISKS_MAX];
+    const struct image_record *valid = NULL;
+
+    for (unsigned i = 0; i < count; i++) {
+        if (image_read(images[i], &recs[i], err) <= 0)
+            return -1;
+        if (recs[i].role == IMAGE_VALID)
+            valid = &recs[i];
+    }
+    for (unsigned i = 0; valid && i < count; i++)
+        if (recs[i].role == IMAGE_REPLICA && image_validate(images[i], valid->epoch, err) < 0)
+            return -1;
+    return valid != NULL;
+}
+
+int journal_recover(char *const images[], unsigned count, bool activating, struct error *err)
+{
+    struct disk_info disks[DISKS_MAX];
+    struct journal probe = {0}, *j;
+    struct header h;
+    bool known;
+    int rc;
+
+    snprintf(probe.path, sizeof(probe.path), "%s.remus-journal", images[0]);
+    probe.fd = open(probe.path, O_RDONLY | O_CLOEXEC);
+    if (probe.fd < 0)
+        return errno == ENOENT ? 0 : error_set(err, "%s: %s", probe.path, strerror(errno));
+    known = get_header(&probe, &h) && h.count == count;
+    close(probe.fd);
+    if (!known) /* nothing was ever committed */
+        return 0;
+    rc = activating ? finish_activation(images, count, err) : 0;
+    if (rc)
+        return rc < 0 ? -1 : 0;
+    for (unsigned i = 0; i < count; i++)
+        disks[i] = (struct disk_info){h.sizes[i], h.ids[i]};
+    if (journal_open(&j, images, disks, count, h.capacity, err) < 0)
+        return -1;
+    journal_close(j);
+    return 0;
 }
 
 /* --- the link --- */
@@ -611,7 +695,7 @@ int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, siz
     XXH3_64bits_update(&j->digest, entries, length);
     j->length += length;
     if (epoch == 0)
-        return change_images(j, entries, length, err);
+        return change_images(j, entries, length, true, err);
     if (make_room(j, record_size(length) + record_size(8), epoch, err) < 0)
         return -1;
     if (put_record(j, RECORD_CHANGES, epoch, entries, length) < 0)
@@ -668,14 +752,54 @@ int journal_activate(struct journal *j, uint64_t epoch, struct error *err)
         return error_set(err, "the disks are at checkpoint %" PRIu64 ", the memory is at %" PRIu64,
                          j->whole ? j->committed_epoch : 0, epoch);
     fault_crash("disk-before-activate", epoch);
-    for (unsigned i = 0; i < j->count; i++)
+    for (unsigned i = 0; i < j->count; i++) {
         if (image_validate(j->images[i], epoch, err) < 0)
             return -1;
+        fault_crash("disk-amid-activate", epoch);
+    }
     unlink(j->path);
     SCOPED_LOCK(&j->lock);
     j->activated = true;
     pthread_cond_broadcast(&j->changed);
     return 0;
+}
+
+bool journal_may_be_alike(const struct journal *j, unsigned disk)
+{
+    return j->alike[disk];
+}
+
+/* The next run of blocks that differ; no longer noted then.  The lock is held. */
+static bool take_differing(struct journal *j, struct proto_range *r)
+{
+    for (unsigned i = 0; j->differing_blocks && i < j->count; i++) {
+        struct bitmap *b = &j->differing[i];
+        uint64_t first = bitmap_next(b, 0), block = first;
+
+        if (first == b->bits)
+            continue;
+        for (; block < b->bits && bitmap_test(b, block) && block - first < RANGE_BLOCKS; block++) {
+            bitmap_clear(b, block);
+            j->differing_blocks--;
+        }
+        *r = (struct proto_range){.disk = i, .offset = first * ENTRY_CHECK_MAX};
+        r->length = (uint32_t)((block == b->bits ? j->sizes[i] : block * ENTRY_CHECK_MAX) - r->offset);
+        return true;
+    }
+    return false;
+}
+
+bool journal_compared(struct journal *j, struct proto_compared *c)
+{
+    SCOPED_LOCK(&j->lock);
+
+    c->count = 0;
+    while (c->count < COMPARED_RANGES && take_differing(j, &c->differ[c->count]))
+        c->count++;
+    /* What differs is told first: whoever hears that all was compared has heard of it. */
+    c->octets = j->differing_blocks ? 0 : j->checked;
+    j->checked -= c->octets;
+    return c->octets || c->count;
 }
 
 void journal_stats(struct journal *j, struct journal_stats *stats)

@@ -239,6 +239,11 @@ void queue_end(struct queue *q, const struct entry *e)
         futex_wake(&s->pressed);
 }
 
+void queue_failed(struct queue *q)
+{
+    q->shared->errors++;
+}
+
 bool queue_writable(const struct queue *q)
 {
     return LOAD(&q->shared->writable);
@@ -297,6 +302,34 @@ static size_t size_at(const struct queue *q, uint64_t at, unsigned *kind)
     wire_get(&r, 3);
     length = wire_get_u32(&r);
     return *kind == ENTRY_PAD ? length : entry_size(*kind, length);
+}
+
+void queue_lock(struct queue *q, uint64_t *head)
+{
+    lock(q);
+    *head = q->shared->head;
+}
+
+void queue_unlock(struct queue *q)
+{
+    unlock(q);
+}
+
+bool queue_touches(const struct queue *q, uint64_t from, uint64_t to, unsigned disk, uint64_t offset, uint32_t length)
+{
+    for (unsigned kind; from < to; from += size_at(q, from, &kind)) {
+        struct wire_reader r = wire_reader(q->data + from % q->capacity, ENTRY_HEAD);
+        unsigned of, k = wire_get_u8(&r);
+        uint64_t at, n;
+
+        of = wire_get_u8(&r);
+        wire_get_u16(&r);
+        n = wire_get_u32(&r);
+        at = wire_get_u64(&r);
+        if (k != ENTRY_PAD && of == disk && at < offset + length && offset < at + n)
+            return true;
+    }
+    return false;
 }
 
 size_t queue_peek(struct queue *q, uint64_t limit, size_t max, const uint8_t **entries)

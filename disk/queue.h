@@ -60,6 +60,7 @@ pid_t queue_server(const char *path);
 uint64_t queue_begin(struct queue *q, unsigned kind, uint32_t length);
 /* It was made (entry), or failed (NULL): appends when somebody reads, drops the lock. */
 void queue_end(struct queue *q, const struct entry *e);
+void queue_failed(struct queue *q); /* before queue_end: counts as an error, though there is an entry */
 bool queue_writable(const struct queue *q);
 
 /* --- remusd --- */
@@ -68,6 +69,11 @@ void queue_start(struct queue *q);                 /* empty, and logging from he
 void queue_stop(struct queue *q);                  /* no more logging; from any thread */
 uint64_t queue_barrier(struct queue *q, uint64_t *head); /* ends a generation; returns it and its end */
 uint64_t queue_head(struct queue *q);
+/* Between the two no change is being made: what is in the images is what the changes up to *head left there. */
+void queue_lock(struct queue *q, uint64_t *head);
+void queue_unlock(struct queue *q);
+/* Does one of the entries between `from`, which is not taken yet, and `to` touch this range? */
+bool queue_touches(const struct queue *q, uint64_t from, uint64_t to, unsigned disk, uint64_t offset, uint32_t length);
 bool queue_pressed(const struct queue *q);         /* a quarter full: take early */
 /* Until it became so since the last call with this `seen`, or the time is over. */
 void queue_wait_pressed(struct queue *q, uint32_t *seen, unsigned ms);

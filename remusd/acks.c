@@ -26,7 +26,7 @@ static int acknowledged(struct engine *e, uint64_t epoch, struct error *err)
     e->stats.checkpoints++;
     e->sync_round = 0;
     if (e->disk)
-        e->disk_acked = disk_end(e->disk, epoch);
+        e->disk_acked = disk_acked(e->disk, epoch);
     pacer_acked(&e->pacer, epoch);
     pthread_cond_broadcast(&e->changed);
     pthread_mutex_unlock(&e->lock);
@@ -38,12 +38,17 @@ static int acknowledged(struct engine *e, uint64_t epoch, struct error *err)
 static int handle(struct engine *e, const struct record *rec, struct error *err)
 {
     struct proto_notice notice;
+    struct proto_compared checked;
 
     switch (rec->type) {
     case PROTO_HEARTBEAT:
         return 0;
     case PROTO_ACK:
         return acknowledged(e, rec->epoch, err);
+    case PROTO_COMPARED:
+        if (!e->disk)
+            return error_set(err, "COMPARED of a VM without disks");
+        return proto_get_compared(&checked, rec->body, rec->length, err) < 0 ? -1 : disk_compared(e->disk, &checked, err);
     case PROTO_ACTIVATED:
         engine_end_link(e, LINK_PEER_ACTIVE, "the backup runs the VM since checkpoint %" PRIu64,
                         rec->epoch);

@@ -70,6 +70,26 @@ static int verb_switchover(void *arg, const char *vm, const json_t *args, json_t
     return request(arg, vm, args, REQUEST_SWITCHOVER, err);
 }
 
+static int verb_verify(void *arg, const char *vm, const json_t *args, json_t **result,
+                       struct control_error *err)
+{
+    struct protection *p = find(arg, vm, err);
+    json_error_t why;
+    int repair = 0;
+
+    (void)result;
+    if (!p)
+        return -1;
+    if (json_unpack_ex((json_t *)args, &why, 0, "{s?b !}", "repair", &repair) < 0)
+        return control_fail(err, CONTROL_USAGE, "verify: %s", why.text);
+    if (protection_verify(p, repair, &err->text) < 0) {
+        err->code = CONTROL_REFUSED;
+        return -1;
+    }
+    log_info(vm, "comparing the disks with the backup's%s", repair ? ", sending again what differs" : "");
+    return 0;
+}
+
 static int verb_set(void *arg, const char *vm, const json_t *args, json_t **result,
                     struct control_error *err)
 {
@@ -151,6 +171,7 @@ static int start(struct daemon *d, struct error *err)
     control_register(d->control, "unprotect", verb_unprotect, r);
     control_register(d->control, "switchover", verb_switchover, r);
     control_register(d->control, "set", verb_set, r);
+    control_register(d->control, "verify", verb_verify, r);
     control_register(d->control, "status", verb_status, r);
     control_register(d->control, "list", verb_list, r);
     return 0;

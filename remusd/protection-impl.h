@@ -23,6 +23,7 @@ struct protection {
 
     /* under engine.lock */
     bool ready;        /* vm, port and engine are there */
+    bool can_verify;   /* the backup compares disks */
     struct lifecycle lc;
     enum protection_request request;
     char last_error[512];

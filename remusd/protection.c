@@ -142,7 +142,8 @@ static int send_hello(struct protection *p, struct link *link, uint32_t flags)
     snprintf(hello.platform, sizeof(hello.platform), "%s", p->cfg->platform);
     snprintf(hello.profile, sizeof(hello.profile), "%s", p->vm ? p->vm->profile : "");
     if (p->engine.disk) {
-        hello.features = hello.required = FEATURE_DISKS;
+        hello.features = FEATURE_DISKS | FEATURE_DISK_CHECKS;
+        hello.required = FEATURE_DISKS;
         hello.disk_count = disk_count(p->engine.disk);
         for (unsigned i = 0; i < hello.disk_count; i++)
             hello.disks[i] = (struct proto_disk){disk_infos(p->engine.disk)[i].size,
@@ -245,6 +246,7 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
         } else if (engine_attach(&p->engine, link, welcome.committed, &err) == 0) {
             *committed = welcome.committed;
             p->continuous = true;
+            EVENT(p, p->can_verify = welcome.features & FEATURE_DISK_CHECKS);
             return true;
         }
         answer = ANSWER_FAILED;
@@ -254,6 +256,20 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
              : answer == ANSWER_FAILED ? lifecycle_connect_failed(&p->lc, clock_ns())
                                        : lifecycle_refused(&p->lc, clock_ns()));
     return false;
+}
+
+/* R5: what the guest on the backup writes from now on is not in the images here. */
+static void disown_disks(struct protection *p)
+{
+    struct error err;
+
+    if (!p->cfg->disk_count)
+        return;
+    if (disk_server_stop(p->cfg, &err) < 0)
+        note(p, "%s", err.text);
+    for (unsigned i = 0; i < p->cfg->disk_count && p->lc.state != LC_STOPPED; i++)
+        if (image_disown(p->cfg->disks[i], p->engine.pacer.acked, &err) < 0)
+            note(p, "%s", err.text);
 }
 
 /* --- one link --- */
@@ -311,16 +327,20 @@ static bool say_goodbye(struct protection *p, const char *why)
     return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
 
-/* The guest ended by itself: nothing must be taken over.  Its process died: the backup has the last checkpoint. */
+/*
+ * The guest ended by itself: nothing must be taken over.  Its process died: the backup has the last checkpoint, or one
+ * from before this link, since when output is held.
+ */
 static bool guest_gone(struct protection *p, enum vm_health health)
 {
     struct engine *e = &p->engine;
+    uint64_t epoch = p->lc.state == LC_PROTECTED ? e->pacer.acked : p->committed;
 
     if (health == VM_ALIVE)
         return false;
-    if (health == VM_DIED && e->link && p->lc.state == LC_PROTECTED) {
+    if (health == VM_DIED && e->link && epoch) {
         note(p, "the guest's process died: handing over to the backup");
-        if (link_send_empty(e->link, PROTO_HANDOVER, e->pacer.acked) == 0)
+        if (link_send_empty(e->link, PROTO_HANDOVER, epoch) == 0)
             wait_for_end(e);
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
         return true;
@@ -380,6 +400,16 @@ static bool synchronise(struct protection *p)
     return true;
 }
 
+/* After a checkpoint that failed.  A process that is just dying may still look alive. */
+static enum vm_health health_in_the_end(struct protection *p)
+{
+    enum vm_health health;
+
+    for (int i = 0; (health = p->vm->ops->health(p->vm)) == VM_ALIVE && i < 40; i++)
+        clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
+    return health;
+}
+
 /*
  * The epoch loop (docs: "An epoch").  Runs until the link ends, the guest is gone, or a request comes.
  */
@@ -393,10 +423,7 @@ static void run_epochs(struct protection *p)
         if (guest_gone(p, guest_health(p)))
             return;
         if (engine_checkpoint(&p->engine, true, &err) < 0) {
-            /* In the middle of it: no failure (R7).  A process that is just dying may still look alive. */
-            for (int i = 0; i < 40 && p->vm->ops->health(p->vm) == VM_ALIVE; i++)
-                clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
-            if (guest_gone(p, p->vm->ops->health(p->vm)))
+            if (guest_gone(p, health_in_the_end(p))) /* in the middle of it: no failure (R7) */
                 return;
             engine_end_link(&p->engine, LINK_LOST, "checkpoint failed: %s", err.text);
             return;
@@ -549,20 +576,6 @@ static void release(struct protection *p)
     log_warning(p->cfg->name, "output is released, the guest runs without protection");
 }
 
-/* R5: what the guest on the backup writes from now on is not in the images here. */
-static void disown_disks(struct protection *p)
-{
-    struct error err;
-
-    if (!p->engine.disk)
-        return;
-    if (disk_server_stop(p->cfg, &err) < 0)
-        note(p, "%s", err.text);
-    for (unsigned i = 0; i < p->cfg->disk_count && p->lc.state != LC_STOPPED; i++)
-        if (image_disown(p->cfg->disks[i], p->engine.pacer.acked, &err) < 0)
-            note(p, "%s", err.text);
-}
-
 static void destroy_guest(struct protection *p)
 {
     log_warning(p->cfg->name, "ending the guest on this host: %s", lifecycle_name(p->lc.state));
@@ -664,6 +677,8 @@ static int may_start(struct protection *p, struct error *err)
     link_free(link);
     if (answer == ANSWER_WELCOME || answer == ANSWER_REFUSED)
         return 0;
+    if (answer == ANSWER_ACTIVE)
+        disown_disks(p);
     if (answer != ANSWER_FAILED)
         return -1;
     if (!p->cfg->arbiter[0]) {
@@ -813,6 +828,23 @@ int protection_request(struct protection *p, enum protection_request request, st
                          "that it runs nowhere else", p->cfg->name, lifecycle_name(state));
     p->request = request;
     pthread_cond_broadcast(&p->engine.changed);
+    return 0;
+}
+
+int protection_verify(struct protection *p, bool repair, struct error *err)
+{
+    SCOPED_LOCK(&p->engine.lock);
+
+    if (p->cfg->disk_count == 0)
+        return error_set(err, "%s has no disks: there is nothing to compare", p->cfg->name);
+    if (p->lc.state != LC_PROTECTED)
+        return error_set(err, "%s is %s: comparing disks needs a protected VM", p->cfg->name,
+                         lifecycle_name(p->lc.state));
+    if (!p->can_verify)
+        return error_set(err, "%s: the backup's version cannot compare disks", p->cfg->name);
+    if (disk_verify_start(p->engine.disk, repair, err) < 0)
+        return -1;
+    staging_poke(p->engine.staging);
     return 0;
 }
 

@@ -28,6 +28,9 @@ struct protection *protection_start(const struct vm_config *cfg, struct error *e
 /* Takes effect soon; watch the status.  -1 when it makes no sense in the present state (err says why). */
 int protection_request(struct protection *p, enum protection_request request, struct error *err);
 
+/* Begins to compare the disks with the backup's; the status has progress and result. */
+int protection_verify(struct protection *p, bool repair, struct error *err);
+
 void protection_set_interval(struct protection *p, unsigned ms);
 
 const char *protection_vm(const struct protection *p);

@@ -58,6 +58,37 @@ static int send_changes(struct engine *e, struct disk_digest *dd)
     return any;
 }
 
+static int send_changes_to(struct engine *e, struct disk_digest *dd, uint64_t head)
+{
+    const uint8_t *entries;
+    size_t length;
+
+    while ((length = disk_take_to(e->disk, head, PROTO_BODY_MAX, &entries)) > 0) {
+        if (send_entries(e, dd, entries, length) < 0)
+            return -1;
+        disk_done(e->disk, length);
+    }
+    return 0;
+}
+
+/* `remusctl verify': checksums, each at its very place among the changes. */
+static int send_checks(struct engine *e, struct disk_digest *dd)
+{
+    uint64_t head;
+    struct error err;
+    int more;
+
+    buffer_clear(&dd->sync);
+    more = disk_verify_next(e->disk, dd->next, &dd->sync, &head, &err);
+    if (more < 0) {
+        engine_end_link(e, LINK_LOST, "%s", err.text);
+        return -1;
+    }
+    if (more && (send_changes_to(e, dd, head) < 0 || send_entries(e, dd, dd->sync.data, dd->sync.len) < 0))
+        return -1;
+    return more;
+}
+
 /*
  * While no checkpoint waits to be sent: changes early, so that the queue does not fill, and blocks to synchronise.
  * 1: there was something, and may be more.
@@ -69,8 +100,10 @@ static int send_early(struct engine *e, struct disk_digest *dd)
     int any = send_changes(e, dd), more;
 
     disk_sync_state(e->disk, &sync);
-    if (any < 0 || sync.done)
+    if (any < 0)
         return any;
+    if (sync.done)
+        return (more = send_checks(e, dd)) < 0 ? -1 : any | more;
     buffer_clear(&dd->sync);
     more = disk_sync_next(e->disk, &dd->sync, SYNC_OCTETS, &err);
     if (more < 0) {

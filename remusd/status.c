@@ -83,33 +83,65 @@ static json_t *staging(const struct protection *p)
                      (json_int_t)s.max_bytes, "stretched", (json_int_t)s.stretched);
 }
 
+/* What the guest writes meanwhile comes on top: the total is not the last word. */
+static json_t *disk_progress(const struct disk_sync *s)
+{
+    double sent = (double)s->sent, total = (double)(s->total > s->sent ? s->total : s->sent);
+    double rate = sent / ((double)(clock_ns() - s->began) / 1e9);
+
+    return json_pack("{s:f, s:f, s:o}", "percent", total > 0 ? 100 * sent / total : 0.0, "rate_mib_s",
+                     rate / 1048576, "eta_s", rate > 0 ? json_real((total - sent) / rate) : json_null());
+}
+
+static json_t *verify_ranges(const struct disk_verify *v)
+{
+    json_t *a = json_array();
+
+    for (unsigned i = 0; i < v->range_count; i++)
+        json_array_append_new(a, json_pack("{s:i, s:I, s:I}", "disk", (int)v->ranges[i].disk, "offset",
+                                           (json_int_t)v->ranges[i].offset, "length",
+                                           (json_int_t)v->ranges[i].length));
+    return a;
+}
+
+static json_t *verify_progress(const struct disk_verify *v)
+{
+    double total = (double)v->total, done = v->sent < v->total ? (double)v->sent : total;
+    double rate = done / ((double)((v->running ? clock_ns() : v->ended) - v->began) / 1e9);
+
+    if (!v->began)
+        return json_null();
+    return json_pack("{s:b, s:b, s:f, s:f, s:f, s:I, s:I, s:o, s:o}", "running", v->running, "repair",
+                     v->repair, "percent", 100 * done / total, "rate_mib_s", rate / 1048576, "eta_s",
+                     rate > 0 ? (total - done) / rate : 0.0, "compared_bytes", (json_int_t)v->compared,
+                     "differing_bytes", (json_int_t)v->differing, "ranges", verify_ranges(v), "failed",
+                     v->failed[0] ? json_string(v->failed) : json_null());
+}
+
 /* engine.lock is held. */
 static json_t *disks(const struct protection *p)
 {
     struct disk_sync sync;
+    struct disk_verify verify;
     struct queue_stats s;
-    double seconds, rate;
+    uint64_t behind;
     json_t *o;
 
     if (!p->ready || !p->engine.disk)
         return json_null();
     disk_stats(p->engine.disk, &s);
     disk_sync_state(p->engine.disk, &sync);
+    disk_verify_state(p->engine.disk, &verify);
+    behind = disk_behind(p->engine.disk);
     o = json_pack("{s:i, s:I, s:I, s:I, s:o, s:I}", "count", (int)disk_count(p->engine.disk),
                   "written_bytes", (json_int_t)s.written_bytes, "queue_bytes", (json_int_t)s.used_bytes,
                   "queue_max_bytes", (json_int_t)s.max_bytes, "full_ms", ms(s.full_ns), "errors",
                   (json_int_t)s.errors);
-    seconds = (double)(clock_ns() - sync.began) / 1e9;
-    rate = (double)sync.sent / seconds;
-    if (sync.done || !p->engine.link)
-        json_object_set_new(o, "sync", json_null());
-    else
-        json_object_set_new(o, "sync",
-                            json_pack("{s:f, s:f, s:o}", "percent", 100.0 * (double)sync.sent / (double)sync.total,
-                                      "rate_mib_s", rate / 1048576, "eta_s",
-                                      rate > 0 && sync.total > sync.sent
-                                          ? json_real((double)(sync.total - sync.sent) / rate)
-                                          : json_null()));
+    json_object_set_new(o, "in_step", json_boolean(p->lc.state == LC_PROTECTED && sync.done));
+    json_object_set_new(o, "behind_bytes",
+                        behind == DISK_UNKNOWN ? json_null() : json_integer((json_int_t)behind));
+    json_object_set_new(o, "verify", verify_progress(&verify));
+    json_object_set_new(o, "sync", sync.done || !p->engine.link ? json_null() : disk_progress(&sync));
     return o;
 }
 

@@ -14,6 +14,12 @@
 #   on HOST COMMAND...      runs COMMAND on client, primary or backup. Its /dev/shm is its own and is
 #                           gone with it and with the processes that it started
 #   hosts_kill HOST         ends every process of the host at once, as a power failure would
+#   host_config HOST LINE...
+#                           writes $work/HOST.conf: the VM db1 of the image in $work/image, which the
+#                           primary protects to the backup, with these lines added for it
+#   host_start HOST PROGRAM starts a daemon with it; returns when its control socket is there
+#
+# The last two want $work, the TAP tap-db1, and the programs in PATH.
 
 # shellcheck shell=bash
 
@@ -50,4 +56,40 @@ on() {
 
 hosts_kill() {
     netns_kill "$hosts-$1"
+}
+
+# shellcheck disable=SC2154 # work is the caller's
+host_config() {
+    local host=$1
+    mkdir "$work/$host"
+    [ "$host" = backup ] || cp --sparse=always "$work/image/disk" "$work/primary/db1.img"
+    cat >"$work/$host.conf" <<EOF
+run-dir = "$work/$host"
+listen = "10.78.0.2:7910"
+vm db1 {
+    platform = qemu
+    accelerator = auto
+    memory = 256
+    cpus = 1
+    kernel = "$work/image/vmlinuz"
+    initrd = "$work/image/initrd"
+    append = "$(cat "$work/image/append") remus.ip=10.77.0.2/24"
+    tap = "tap-db1"
+    mac = "52:54:00:77:00:02"
+    disks = { "$work/$host/db1.img" }
+    takeover = automatic
+    $([ "$host" = backup ] || echo 'backup = "10.78.0.2:7910"')
+$(printf '    %s\n' "${@:2}")
+}
+EOF
+}
+
+# shellcheck disable=SC2154
+host_start() {
+    on "$1" "$2" -f -c "$work/$1.conf" >"$work/$2.log" 2>&1 &
+    until [ -S "$work/$1/$2.sock" ]; do
+        kill -0 $! 2>/dev/null || die "$2 did not start: $(tail -n 3 "$work/$2.log")"
+        sleep 0.05
+    done
+    disown
 }

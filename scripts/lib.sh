@@ -8,6 +8,7 @@
 #   need_packages NAME... installs those Debian packages of the list that are missing
 #   build_tree DIR [CONFIGURE-OPTION...]
 #                         builds this source tree in DIR
+#   build_programs          builds this source tree where the demo has it, and puts its programs into PATH
 #   netns_remove NAME     ends every process in a network namespace, by its id, and removes it
 
 # shellcheck shell=bash
@@ -119,6 +120,15 @@ build_tree() (
         as_owner make -j "$(nproc)"
     } >"$log" 2>&1 || { tail -n 40 "$log" >&2; die "the build failed; all of it is in $log"; }
 )
+
+build_programs() {
+    build=$top/build/demo
+    [ ! -e "$top/config.status" ] || build=$top
+    build_tree "$build"
+    PATH=$build/remusd:$build/backup:$build/ctl:$build/tests:$PATH
+    REMUS_LIBEXEC=$build/vm
+    export PATH REMUS_LIBEXEC
+}
 
 # A process that forks while we look can escape one round, so look until nobody is left.
 netns_kill() {

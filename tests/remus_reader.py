@@ -144,11 +144,11 @@ HEADER = 24
 PAGE = 4096
 NAMES = {1: "HELLO", 2: "WELCOME", 3: "REFUSE", 4: "HEARTBEAT", 5: "PAGES", 6: "STATE", 7: "NET",
          8: "END", 9: "ACK", 10: "GOODBYE", 11: "HANDOVER", 12: "ACTIVATED",
-         13: "DISK", 14: "DISK_END", 15: "DISKS"}
+         13: "DISK", 14: "DISK_END", 15: "DISKS", 16: "COMPARED"}
 LARGE = {"PAGES", "STATE", "NET", "DISK"}
 SENT_BY = {"primary": {"HELLO", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "GOODBYE",
                        "HANDOVER", "DISK", "DISK_END"},
-           "backup": {"DISKS", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
+           "backup": {"DISKS", "COMPARED", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
 REFUSALS = {1: "protocol", 2: "version", 3: "feature", 4: "unknown VM", 5: "busy", 6: "resources",
             7: "profile", 8: "active", 9: "later", 10: "corrupt"}
 CODINGS = {0: "stored", 1: "lz4", 2: "zstd"}
@@ -181,6 +181,17 @@ class Cursor:
     def end(self):
         if self.at != len(self.data):
             raise Bad(f"body has {len(self.data) - self.at} octets too many")
+
+
+def check(kind, length, epoch):
+    """What guards a header."""
+    return xxh3_64(struct.pack(">HHIQ", kind, 0, length, epoch)) & 0xffff
+
+
+def record(kind, epoch=0, body=b""):
+    """A record as it should be sent, for tests that talk to a daemon."""
+    head = struct.pack(">HHIQ", kind, check(kind, len(body), epoch), len(body), epoch)
+    return head + struct.pack(">Q", xxh3_64(head + body)) + body
 
 
 class Reader:
@@ -358,6 +369,16 @@ class Reader:
         c.end()
         return [f"has generations {' '.join(map(str, bases))}"]
 
+    def on_compared(self, epoch, body):
+        c = Cursor(body)
+        lines = [f"compared {c.uint(8)} octets"]
+        while c.at < len(body):
+            disk, length, offset = c.uint(4), c.uint(4), c.uint(8)
+            if not length or offset % 65536:
+                raise Bad(f"{length} octets at {offset} of disk {disk} are not whole blocks")
+            lines.append(f"disk {disk}: {length} differ at {offset}")
+        return lines
+
     def on_disk(self, epoch, body):
         if epoch or self.epoch or self.last:
             self.checkpoint(epoch)
@@ -367,14 +388,16 @@ class Reader:
         c, lines = Cursor(body), []
         while c.at < len(body):
             kind, disk, _, length, offset = c.uint(1), c.uint(1), c.uint(2), c.uint(4), c.uint(8)
-            if kind not in (1, 2, 3) or disk >= len(self.disks) or not length or kind == 1 and length > 1 << 18 \
+            if kind not in (1, 2, 3, 4) or disk >= len(self.disks) or not length or kind == 1 and length > 1 << 18 \
                     or offset + length > self.disks[disk][0]:
                 raise Bad(f"disk {disk}: kind {kind}, {length} octets at {offset}")
             if kind == 1:
                 c.take(length)
                 if any(c.take(-length % 16)):
                     raise Bad("padding that is not zero")
-            lines.append(f"disk {disk}: {('write', 'zero', 'trim')[kind - 1]} {length} at {offset}")
+            if kind == 4 and (any(c.take(16)[8:]) or offset % 65536 or length > 65536):
+                raise Bad("a check that is not of one block")
+            lines.append(f"disk {disk}: {('write', 'zero', 'trim', 'check')[kind - 1]} {length} at {offset}")
         return lines
 
     def on_disk_end(self, epoch, body):
@@ -416,12 +439,14 @@ def read(data, out):
         head = data[at:at + HEADER]
         if len(head) < HEADER:
             raise Bad(f"octet {at}: cut off inside a header")
-        kind, _, length, epoch, checksum = struct.unpack(">HHIQQ", head)
+        kind, guard, length, epoch, checksum = struct.unpack(">HHIQQ", head)
         name = NAMES.get(kind)
         if not name:
             raise Bad(f"octet {at}: unknown type {kind}")
         if length > (2 << 20 if name in LARGE else 1024):
             raise Bad(f"octet {at}: {name} of {length} octets is too long")
+        if check(kind, length, epoch) != guard:
+            raise Bad(f"octet {at}: {name}: header check {guard:04x} is wrong")
         body = data[at + HEADER:at + HEADER + length]
         if len(body) < length:
             raise Bad(f"octet {at}: cut off inside {name}")

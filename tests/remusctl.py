@@ -33,6 +33,9 @@ PRIMARY = {
             "hold_ms": {"p50": 27.0, "p99": 40.1}, "passed_frames": 7123,
             "flows": {"open": 4, "held": 5, "strict": 1, "lost": 1, "untracked": 0}},
     "staging": {"used_bytes": 3250000, "max_bytes": 67108864, "stretched": 0},
+    "disks": {"count": 2, "in_step": True, "behind_bytes": 40960, "written_bytes": 5 << 30,
+              "queue_bytes": 8192, "queue_max_bytes": 32 << 20, "full_ms": 0.0, "errors": 0,
+              "sync": None},
     "last_error": None, "advice": None,
 }
 BACKUP = {
@@ -40,6 +43,8 @@ BACKUP = {
     "platform": "fake", "epoch": 17, "checkpoints": 17, "bytes_received": 1048576,
     "memory_bytes": 268435456, "last_heard_ms": 3, "takeover": None, "arbiter": "none",
     "takeover_policy": "manual", "last_error": None, "advice": None,
+    "disks": {"in_step": True, "committed_epoch": 17, "applied_epoch": 16, "journal_bytes": 3 << 20,
+              "journal_max_bytes": 256 << 20, "full_ms": 0.0},
 }
 
 
@@ -151,6 +156,25 @@ def test_status_of_a_protected_vm():
     for text in ("2 h 13 min", "128 MiB", "uffd", "1.20", "2.31", "71.0", "ratio 14.9", "90 %",
                  "3 frames held"):
         assert text in out, (text, out)
+
+
+def test_status_tells_at_a_glance_whether_disks_are_in_step():
+    def with_disks(state, **keys):
+        return dict(PRIMARY, vm=state, state=state, sync=None, disks=dict(PRIMARY["disks"], **keys))
+
+    progress = {"percent": 42.4, "rate_mib_s": 310.2, "eta_s": 12.1}
+    with_daemons(knows(PRIMARY, with_disks("syncing", in_step=False, behind_bytes=None, sync=progress),
+                       with_disks("holding", in_step=False, behind_bytes=9 << 20),
+                       with_disks("connecting", in_step=False, behind_bytes=None), dict(PRIMARY, vm="none", disks=None)),
+                 knows(BACKUP, dict(BACKUP, vm="db4", disks=dict(BACKUP["disks"], in_step=False))))
+    for vm, status, *texts in (
+            ("db1", 0, "2, in step with the memory at checkpoint 48213; 40 KiB on their way", "5 GiB written"),
+            ("syncing", 3, "disks 42 % copied, 310 MiB/s, about 12 s left", "SYNCHRONISING: 42 % at 310 MiB/s"),
+            ("holding", 3, "the backup is 9 MiB BEHIND"), ("connecting", 3, "the backup has no whole copy"),
+            ("db2", 0, "disks          in step with the memory at checkpoint 17, images at 16; journal 3 MiB of 256 MiB"),
+            ("db4", 0, "NOT IN STEP")):
+        expect(remusctl("status", vm), status, *texts)
+    assert "disks" not in expect(remusctl("status", "none"), 0)[1]
 
 
 def test_status_merges_both_daemons_and_3_means_not_protected():

@@ -10,15 +10,10 @@ import subprocess
 import time
 
 from remus_hosts import BUILD, PATIENCE, Pair, Suite, wait_for
-from remus_reader import xxh3_64
+from remus_reader import record
 
 suite = Suite()
 HELLO, WELCOME, REFUSE, HEARTBEAT, PAGES, END = 1, 2, 3, 4, 5, 8
-
-
-def record(kind, body=b"", epoch=0):
-    header = struct.pack(">HHIQ", kind, 0, len(body), epoch)
-    return header + struct.pack(">Q", xxh3_64(header + body)) + body
 
 
 def text(s):
@@ -27,7 +22,7 @@ def text(s):
 
 def hello(vm="fake1", version=(1, 1), session=77, pages=4096, flags=0, platform="fake", required=0,
           heartbeat=20, timeout=500, profile=None):
-    return record(HELLO, struct.pack(">QHHQQQQIIII8x", 0x72656d7573640d0a, *version, 0, required, session, pages,
+    return record(HELLO, 0, struct.pack(">QHHQQQQIIII8x", 0x72656d7573640d0a, *version, 0, required, session, pages,
                                      4096, heartbeat, timeout, flags)
                   + text(vm) + text(platform) + text(f"fake 1 pages={pages}" if profile is None else profile))
 
@@ -161,8 +156,8 @@ def strangers_on_the_port_R10():
         pair.protect()
         rng = random.Random(3)
         for data in (b"GET / HTTP/1.1\r\n\r\n", b"\0" * 100, b"\xff" * 5000, rng.randbytes(3000), hello()[:30],
-                     struct.pack(">HHIQQ", HELLO, 0, 0xffffffff, 0, 0), record(PAGES, b"x" * 100, 3),
-                     record(HELLO, b"short")):
+                     struct.pack(">HHIQQ", HELLO, 0, 0xffffffff, 0, 0), record(PAGES, 3, b"x" * 100),
+                     record(HELLO, 0, b"short")):
             talk(pair.port, data)
         quiet = [socket.create_connection(("127.0.0.1", pair.port)) for _ in range(40)]
         pair.wait_epochs(5)
@@ -204,7 +199,7 @@ def stream_corrupt_at_any_octet_R2_R4_R10():
 def page_outside_the_guest_R10():
     with Pair() as pair:
         pair.backup.start()
-        code, why = refusal(pair.port, hello() + record(PAGES, b"\xff" * 200, 0))
+        code, why = refusal(pair.port, hello() + record(PAGES, 0, b"\xff" * 200))
         assert code == 1 and why, (code, why)
         assert pair.backup.state() in ("waiting", "syncing")
 
@@ -213,7 +208,7 @@ def page_outside_the_guest_R10():
 def stream_that_ends_anywhere_R4():
     with Pair() as pair:
         pair.backup.start()
-        whole = hello() + record(HEARTBEAT) + record(END, b"\0" * 24, 1)
+        whole = hello() + record(HEARTBEAT) + record(END, 1, b"\0" * 24)
         for cut in range(1, len(whole), 13):
             s = socket.create_connection(("127.0.0.1", pair.port))
             s.sendall(whole[:cut])

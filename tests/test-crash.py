@@ -1,6 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A crash before and after each step of the protocol, on each side; each case is a named fault (docs/HACKING.md)."""
+from functools import partial
+
 from remus_hosts import Pair, Suite, wait_for
 
 suite = Suite()
@@ -64,10 +66,7 @@ BACKUP = ("backup-before-ack", "backup-before-apply", "backup-amid-apply", "back
 for rules, run, faults in (("R1_R2_R4_R7", primary_crashes, PRIMARY), ("R1_R7", daemon_crashes, PRIMARY),
                            ("R1_R4", backup_crashes, BACKUP)):
     for name in faults:
-        def case(run=run, name=name):
-            run(name)
-        case.__name__ = f"{run.__name__}_at_{name}_{rules}"
-        suite.test(case)
+        suite.test(partial(run, name), f"{run.__name__}_at_{name}_{rules}")
 
 
 @suite.test

@@ -57,12 +57,13 @@ static void test_entries_are_checked_R10(void **state)
 {
     static const uint64_t sizes[] = {8192, 100};
     static const struct entry bad[] = {
-        {0, 0, 512, 0, NULL},  {4, 0, 512, 0, NULL},    {ENTRY_ZERO, 2, 1, 0, NULL},
-        {ENTRY_ZERO, 0, 0, 0, NULL}, {ENTRY_ZERO, 0, 8193, 0, NULL}, {ENTRY_ZERO, 0, 1, 8192, NULL},
-        {ENTRY_ZERO, 1, 2, 99, NULL}, {ENTRY_TRIM, 0, UINT32_MAX, UINT64_MAX - 5, NULL},
+        {0, 0, 512, 0, NULL, 0},  {5, 0, 512, 0, NULL, 0},    {ENTRY_ZERO, 2, 1, 0, NULL, 0},
+        {ENTRY_ZERO, 0, 0, 0, NULL, 0}, {ENTRY_ZERO, 0, 8193, 0, NULL, 0}, {ENTRY_ZERO, 0, 1, 8192, NULL, 0},
+        {ENTRY_ZERO, 1, 2, 99, NULL, 0}, {ENTRY_TRIM, 0, UINT32_MAX, UINT64_MAX - 5, NULL, 0},
+        {ENTRY_CHECK, 0, 512, 512, NULL, 0}, {ENTRY_CHECK, 2, 512, 0, NULL, 0},
     };
     uint8_t data[1000], out[1200];
-    struct entry e = {ENTRY_WRITE, 0, sizeof(data), 4096, data}, got;
+    struct entry e = {ENTRY_WRITE, 0, sizeof(data), 4096, data, 0}, got;
     const uint8_t *at = out;
     struct error err;
 
@@ -83,8 +84,16 @@ static void test_entries_are_checked_R10(void **state)
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         entry_put(out, &bad[i]);
         at = out;
-        assert_int_equal(entry_get(&got, &at, out + 16, sizes, 2, &err), -1);
+        assert_int_equal(entry_get(&got, &at, out + 32, sizes, 2, &err), -1);
     }
+    e = (struct entry){.kind = ENTRY_CHECK, .disk = 1, .length = 100, .hash = UINT64_C(0x0102030405060708)};
+    entry_put(out, &e);
+    at = out;
+    assert_int_equal(entry_get(&got, &at, out + 32, sizes, 2, &err), 0);
+    assert_ptr_equal(at, out + 32);
+    assert_true(got.hash == e.hash && got.length == 100);
+    at = out;
+    assert_int_equal(entry_get(&got, &at, out + 31, sizes, 2, &err), -1);
 }
 
 /* --- the queue --- */
@@ -92,7 +101,7 @@ static void test_entries_are_checked_R10(void **state)
 static void put(struct queue *q, uint64_t number, uint32_t length)
 {
     uint8_t *data = malloc(length);
-    struct entry e = {ENTRY_WRITE, 0, length, number * 512, data};
+    struct entry e = {ENTRY_WRITE, 0, length, number * 512, data, 0};
 
     memset(data, (int)number, length);
     queue_begin(q, e.kind, length);
@@ -207,7 +216,9 @@ static void test_epoch_ends_at_its_barrier_R5(void **state)
 {
     char *disks[] = {paths[0], NULL};
     struct vm_config cfg = {.name = "t", .run_dir = dir, .disks = disks, .disk_count = 1};
-    uint64_t base[] = {1}, generation = 0;
+    uint64_t base[] = {1}, generation = 0, head;
+    struct buffer entries = {0};
+    struct disk_verify verify;
     struct queue server;
     struct error err;
     struct disk *d;
@@ -244,7 +255,30 @@ static void test_epoch_ends_at_its_barrier_R5(void **state)
         assert_int_equal(disk_take(d, epoch + 1, MIB, &at), 2064);
         disk_done(d, 2064);
     }
+    /* Nor is a block compared or sent as it is behind the barrier. */
+    assert_int_equal(disk_verify_start(d, true, &err), 0);
+    assert_int_equal(disk_verify_start(d, true, &err), -1);
+    disk_barrier(d, 30);
+    put(&server, 4, 512);
+    assert_int_equal(disk_verify_next(d, 30, &entries, &head, &err), 0);
+    assert_int_equal(entries.len, 0);
+    assert_int_equal(disk_verify_next(d, 31, &entries, &head, &err), 1);
+    assert_int_equal(entries.len, 16 * entry_size(ENTRY_CHECK, IMAGE_BLOCK));
+    assert_int_equal(disk_take_to(d, head, MIB, &at), 528);
+    assert_int_equal(disk_compared(d, &(struct proto_compared){MIB, 1, {{0, IMAGE_BLOCK, 0}}}, &err), 0);
+    assert_int_equal(disk_compared(d, &(struct proto_compared){1, 0, {{0, 0, 0}}}, &err), -1); /* R10: not asked */
+    assert_int_equal(disk_compared(d, &(struct proto_compared){0, 1, {{1, IMAGE_BLOCK, 0}}}, &err), -1);
+    assert_int_equal(disk_compared(d, &(struct proto_compared){0, 1, {{0, IMAGE_BLOCK, DISK_SIZE}}}, &err), -1);
+    buffer_clear(&entries);
+    disk_barrier(d, 31);
+    assert_int_equal(disk_verify_next(d, 31, &entries, &head, &err), 0);
+    assert_int_equal(disk_verify_next(d, 32, &entries, &head, &err), 1); /* what differed, again */
+    assert_int_equal(entries.data[0], ENTRY_TRIM);
+    buffer_free(&entries);
     disk_stop(d);
+    disk_verify_state(d, &verify);
+    assert_false(verify.running);
+    assert_non_null(strstr(verify.failed, "link"));
     disk_finish(d);
     disk_close(d);
     queue_close(&server);
@@ -342,7 +376,7 @@ static size_t changes(uint64_t epoch, uint8_t *out, uint8_t *model[2])
     for (unsigned i = 0; i < count; i++) {
         uint32_t length = 512 * (1 + (uint32_t)rand_r(&seed) % 128);
         struct entry e = {ENTRY_WRITE + (unsigned)rand_r(&seed) % 3, (unsigned)rand_r(&seed) % 2, length,
-                          (uint64_t)rand_r(&seed) % (DISK_SIZE - length), NULL};
+                          (uint64_t)rand_r(&seed) % (DISK_SIZE - length), NULL, 0};
         uint8_t fill_with = e.kind == ENTRY_WRITE ? (uint8_t)(epoch * 16 + i) : 0;
 
         entry_put(at, &e);
@@ -498,13 +532,89 @@ static void test_uncommitted_changes_never_reach_the_images_R5(void **state)
     free(model[1]);
 }
 
+static size_t put_block(uint8_t *out, unsigned block, uint8_t value, uint64_t *hash)
+{
+    struct entry e = {.kind = ENTRY_WRITE, .length = ENTRY_CHECK_MAX, .offset = block * ENTRY_CHECK_MAX};
+
+    entry_put(out, &e);
+    memset(out + ENTRY_HEAD, value, e.length);
+    *hash = XXH3_64bits(out + ENTRY_HEAD, e.length);
+    return entry_size(e.kind, e.length);
+}
+
+static size_t put_check(uint8_t *out, unsigned block, uint64_t hash)
+{
+    struct entry e = {.kind = ENTRY_CHECK, .length = ENTRY_CHECK_MAX, .offset = block * ENTRY_CHECK_MAX, .hash = hash};
+
+    entry_put(out, &e);
+    return entry_size(e.kind, e.length);
+}
+
+static void await_compared(struct journal *j, struct proto_compared *c, uint64_t octets)
+{
+    *c = (struct proto_compared){0};
+    while (octets) {
+        struct proto_compared more;
+
+        if (!journal_compared(j, &more)) {
+            usleep(1000);
+            continue;
+        }
+        octets -= more.octets;
+        for (unsigned i = 0; i < more.count; i++)
+            c->differ[c->count++] = more.differ[i];
+    }
+    assert_false(journal_compared(j, c + 1));
+}
+
+/* A check means the image between the change before it and the one behind it; of an epoch that is committed. */
+static void test_checks_mean_their_place_among_the_changes_R5(void **state)
+{
+    static uint8_t buffer[2 * MIB];
+    struct journal *j = open_journal(16);
+    struct proto_compared c[2];
+    uint64_t hash, other;
+    struct error err;
+    size_t n = 0;
+
+    (void)state;
+    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    for (unsigned round = 0; round < 3; round++) { /* the same block again and again, as it was each time */
+        n += put_block(buffer + n, 5, (uint8_t)round, &hash);
+        n += put_check(buffer + n, 5, hash);
+    }
+    n += put_block(buffer + n, 63, 9, &other);
+    for (unsigned block = 61; block < 64; block++)
+        n += put_check(buffer + n, block, hash);
+    assert_int_equal(journal_write(j, 1, buffer, n, &err), 0);
+    assert_false(journal_compared(j, &c[0]));
+    assert_int_equal(journal_end(j, 7, n, XXH3_64bits(buffer, n), &err), 0);
+    assert_int_equal(journal_commit(j, 1, &err), 0);
+    await_compared(j, c, 6 * ENTRY_CHECK_MAX);
+    assert_int_equal(c[0].count, 1);
+    assert_int_equal(c[0].differ[0].offset, 61 * ENTRY_CHECK_MAX);
+    assert_int_equal(c[0].differ[0].length, 3 * ENTRY_CHECK_MAX);
+    journal_close(j);
+    j = open_journal(16); /* what is applied again is not at that point any more */
+    assert_false(journal_compared(j, &c[0]));
+    assert_true(journal_may_be_alike(j, 0));
+    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    n = put_check(buffer, 63, other); /* synchronising: at once */
+    n += put_check(buffer + n, 5, other);
+    assert_int_equal(journal_write(j, 0, buffer, n, &err), 0);
+    await_compared(j, c, 2 * ENTRY_CHECK_MAX);
+    assert_int_equal(c[0].count, 1);
+    assert_int_equal(c[0].differ[0].offset, 5 * ENTRY_CHECK_MAX);
+    journal_close(j);
+}
+
 /* Many times round the ring; then one epoch that does not fit. */
 static void test_journal_is_bounded_R9(void **state)
 {
     static uint8_t buffer[2 * MIB];
     uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)};
     struct journal *j = open_journal(16);
-    struct entry e = {ENTRY_WRITE, 0, ENTRY_DATA_MAX, 0, NULL};
+    struct entry e = {ENTRY_WRITE, 0, ENTRY_DATA_MAX, 0, NULL, 0};
     struct journal_stats stats;
     struct error err;
     struct stat st;
@@ -546,6 +656,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_crash_at_each_step_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_uncommitted_changes_never_reach_the_images_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_checks_mean_their_place_among_the_changes_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_journal_is_bounded_R9, set_up, tear_down),
     };
 

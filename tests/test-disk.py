@@ -2,21 +2,27 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Disks that fail over with the memory: two daemons, a fake guest, and a client that writes to the guest's disks as
 the guest would, while hosts, daemons and links are lost."""
+import functools
 import io
 import os
 import random
+import resource
 import shutil
 import signal
+import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
 
 import remus_reader
-from remus_hosts import BUILD, TYPES, Pair, Suite, wait_for
+from remus_hosts import BUILD, PATIENCE, TYPES, Pair, Suite, wait_for
 from remus_nbd import FUA, Nbd
 
 suite = Suite()
+# make check-root runs all of them, make check the short ones.
+slow = suite.test if os.environ.get("REMUS_TESTS") == "all" else lambda function, name=None: function
 MIB = 1 << 20
 SIZE = 16 * MIB
 BLOCK = 4096
@@ -45,15 +51,11 @@ class Disks(Pair):
 
     def __init__(self, count=1, size=SIZE, **keys):
         super().__init__(**keys)
-        self.size = size
+        self.size, self.keys = size, keys
         self.images = {}
         for host in (self.primary, self.backup):
             self.images[host] = [os.path.join(host.dir, f"disk{i}.img") for i in range(count)]
-            names = ", ".join(f'"{p}"' for p in self.images[host])
-            with open(host.config, encoding="ascii") as f:
-                text = f.read()
-            with open(host.config, "w", encoding="ascii") as f:
-                f.write(text.replace("vm fake1 {\n", f"vm fake1 {{\n    disks = {{ {names} }}\n"))
+            self.add_disks(host)
         for path in self.images[self.primary]:
             with open(path, "wb") as f:
                 f.truncate(size)
@@ -63,6 +65,30 @@ class Disks(Pair):
         self.start_content = [open(p, "rb").read() for p in self.images[self.primary]]
         self.disk_octets = 0
         self.proxy.filter = self.count
+
+    def add_disks(self, host):
+        names = ", ".join(f'"{p}"' for p in self.images[host])
+        with open(host.config, encoding="ascii") as f:
+            text = f.read()
+        with open(host.config, "w", encoding="ascii") as f:
+            f.write(text.replace("vm fake1 {\n", f"vm fake1 {{\n    disks = {{ {names} }}\n"))
+
+    def swap(self):
+        """The hosts change their roles: what an operator does with `backup' in the two configurations."""
+        self.primary, self.backup = self.backup, self.primary
+        self.primary.program, self.backup.program = "remusd", "remus-backupd"
+        with socket.create_server(("127.0.0.1", 0)) as s:
+            self.proxy.backup_port = s.getsockname()[1]
+        self.primary.write_config("127.0.0.1:7910", backup=f"127.0.0.1:{self.proxy.port}", protect=True, **self.keys)
+        self.backup.write_config(f"127.0.0.1:{self.proxy.backup_port}", **self.keys)
+        for host in (self.primary, self.backup):
+            self.add_disks(host)
+
+    def verify(self, *options):
+        """Exit status and text of remusctl."""
+        done = subprocess.run([os.path.join(BUILD, "ctl", "remusctl"), "-R", self.primary.dir, "verify", *options,
+                               "fake1"], capture_output=True, text=True, timeout=PATIENCE)
+        return done.returncode, done.stdout + done.stderr
 
     def count(self, direction, kind, epoch, body):
         if kind == "DISK":
@@ -162,18 +188,16 @@ def check_takeover(pair, writer):
 
 @suite.test
 def host_lost_under_writes_R4_R5():
-    for count in (1, 2):
-        with Disks(count, takeover="automatic") as pair:
-            writer_needs = pair.backup.start, pair.primary.start
-            for start in writer_needs:
-                start()
-            wait_for("the disk server", lambda: server_pid(pair.primary))
-            writer = Writer(pair, pair.primary)  # also while it synchronises
-            pair.primary.wait_state("protected")
-            pair.wait_epochs(30)
-            pair.kill_primary()
-            writer.join()
-            assert check_takeover(pair, writer) > 0
+    with Disks(2, takeover="automatic") as pair:
+        pair.backup.start()
+        pair.primary.start()
+        wait_for("the disk server", lambda: server_pid(pair.primary))
+        writer = Writer(pair, pair.primary)  # also while it synchronises
+        pair.primary.wait_state("protected")
+        pair.wait_epochs(30)
+        pair.kill_primary()
+        writer.join()
+        assert check_takeover(pair, writer) > 0
 
 
 @suite.test
@@ -198,7 +222,7 @@ def replica_refuses_writes_until_activated_R5():
         assert pair.content(pair.backup)[:BLOCK] == b"z" * BLOCK
 
 
-@suite.test
+@slow
 def stale_and_valid_images_are_refused_R5():
     with Disks() as pair:
         pair.protect()
@@ -227,27 +251,133 @@ def stale_and_valid_images_are_refused_R5():
         assert pair.content(pair.backup) == before
 
 
-CRASHES = ("disk-amid-write", "disk-before-commit", "disk-after-commit", "disk-amid-apply")
+def backup_crashes(fault):
+    """The images are at a checkpoint, the primary sends what is lacking, and a takeover loses nothing."""
+    with Disks(2, takeover="automatic") as pair:
+        pair.backup.start(faults=fault)
+        pair.primary.start()
+        wait_for("the disk server", lambda: server_pid(pair.primary))
+        writer = Writer(pair, pair.primary)
+        pair.backup.wait_crash()
+        pair.backup.kill_guest()
+        sent = pair.disk_octets
+        pair.backup.start()
+        pair.primary.wait_state("protected")
+        pair.wait_epochs(10)
+        pair.kill_primary()
+        writer.join()
+        check_takeover(pair, writer)
+        assert pair.disk_octets - sent < len(pair.images[pair.primary]) * SIZE, fault
+
+
+def backup_crashes_in_takeover(fault):
+    """The replica is lost with it; its disks must be what the guest wrote up to a checkpoint all the same."""
+    with Disks(2, takeover="automatic") as pair:
+        pair.backup.start(faults=fault)
+        pair.primary.start()
+        wait_for("the disk server", lambda: server_pid(pair.primary))
+        writer = Writer(pair, pair.primary)
+        pair.primary.wait_state("protected", "holding")
+        if "activate" in fault:
+            pair.wait_epochs(20)
+            pair.kill_primary()
+        pair.backup.wait_crash()
+        pair.kill_primary()
+        writer.join()
+        pair.backup.kill_guest()
+        kill_server(pair.backup)
+        pair.backup.start()
+        wait_for("the journal is applied", lambda: pair.backup.state() == "waiting")
+        images = [pair.content(pair.backup, i) for i in range(2)]
+        found = find_prefix(pair.start_content, writer.log, images)
+        acked = max(pair.proxy.acks)
+        known = sum(t < pair.proxy.acks[acked - 2] for t in writer.done)
+        assert found >= known, f"R2: {found} writes on the disk, {known} were acknowledged"
+        roles = [open(p + ".remus", "rb").read(10)[9] for p in pair.images[pair.backup]]
+        assert roles == ([1, 1] if fault == "disk-amid-activate" else [2, 2]), roles
+
+
+CRASHES = ("disk-amid-apply@25", "disk-amid-write@25", "disk-before-commit@25", "disk-after-commit@25",
+           "backup-amid-apply@25", "disk-before-free", "disk-after-free")
+CRASHES_IN_TAKEOVER = ("disk-amid-activate", "disk-before-activate", "disk-amid-apply@30")
+for run, faults in ((backup_crashes, CRASHES), (backup_crashes_in_takeover, CRASHES_IN_TAKEOVER)):
+    for name in faults:
+        (suite.test if name == faults[0] else slow)(functools.partial(run, name), f"{run.__name__}_at_{name}_R4_R5")
+
+
+def limit_files(pid, size):
+    """Writes of this process behind the first `size' octets of a file fail: its disk is full."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+@slow
+def full_disk_on_the_backup_ends_the_replica_clearly_R2_R9():
+    with Disks(size=24 * MIB, takeover="manual", disk_journal=16, degrade_after=600000, timeout=5000) as pair:
+        with open(pair.images[pair.backup][0], "wb") as f:
+            f.truncate(24 * MIB)
+        pair.backup.start()
+        limit_files(pair.backup.daemon.pid, 8 * MIB)
+        pair.primary.start()
+        error = wait_for("a refusal", lambda: pair.primary.do("status")["last_error"])
+        assert "journal of 16 MiB: File too large" in error, error
+        limit_files(pair.backup.daemon.pid, resource.RLIM_INFINITY)
+        pair.primary.wait_state("protected")
+        disk = pair.nbd(pair.primary)
+        disk.write(2 * MIB, random.randbytes(MIB))
+        pair.wait_epochs(5)
+        limit_files(pair.backup.daemon.pid, 20 * MIB)
+        disk.write(4 * MIB, b"before" * 1000)
+        disk.write(20 * MIB - BLOCK, random.randbytes(2 * BLOCK))  # half of it fits
+        status = wait_for("the primary knows", lambda: (s := pair.primary.do("status"))["state"] == "holding" and s)
+        assert not status["disks"]["in_step"] and "disk0.img" in status["last_error"] and "too large" in status["last_error"]
+        backup = wait_for("no replica", lambda: (s := pair.backup.do("status"))["state"] == "waiting" and s)
+        assert "too large" in backup["last_error"]
+        disk.write(6 * MIB, b"while it is full")  # the guest's disk goes on
+        time.sleep(0.5)
+        assert pair.primary.state() == "holding"  # R1, R2: no acknowledgement of what is not held
+        before = pair.disk_octets
+        limit_files(pair.backup.daemon.pid, resource.RLIM_INFINITY)
+        pair.primary.wait_state("protected")
+        pair.wait_epochs(5)
+        wait_for("the backup's image is the primary's", lambda: pair.content(pair.backup) == pair.content(pair.primary))
+        assert pair.disk_octets - before < 4 * MIB, pair.disk_octets - before
 
 
 @suite.test
-def backup_crashes_at_each_step_R4_R5():
-    for fault in CRASHES:
-        with Disks(2, takeover="automatic") as pair:
-            pair.backup.start(faults=f"{fault}@25")
-            pair.primary.start()
-            wait_for("the disk server", lambda: server_pid(pair.primary))
-            writer = Writer(pair, pair.primary)
-            pair.backup.wait_crash()
-            pair.backup.kill_guest()
-            sent = pair.disk_octets
-            pair.backup.start()
+def failed_write_on_the_primary_is_told_and_does_not_part_the_images_R5():
+    with Disks(size=24 * MIB, takeover="manual", timeout=5000) as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary)
+        disk.write(20 * MIB - BLOCK, b"o" * 2 * BLOCK)
+        limit_files(server_pid(pair.primary), 20 * MIB)
+        try:
+            disk.write(20 * MIB - BLOCK, b"n" * 2 * BLOCK)
+            raise AssertionError("the guest was not told")
+        except OSError:
+            pass
+        disk.write(BLOCK, b"y" * BLOCK)
+        status = pair.primary.do("status")
+        assert status["disks"]["errors"] == 1 and status["state"] == "protected", status
+        pair.wait_epochs(5)
+        assert pair.content(pair.primary)[20 * MIB - BLOCK:20 * MIB + BLOCK] == b"n" * BLOCK + b"o" * BLOCK
+        assert pair.verify()[0] == 0, "R5: the images differ"
+
+
+@slow
+def link_cut_under_load_R4_R5():
+    with Disks(2, takeover="manual", degrade_after=600000) as pair:
+        pair.protect()
+        writer = Writer(pair, pair.primary)
+        for _ in range(5):
+            pair.wait_epochs(8)
+            pair.proxy.cut()
             pair.primary.wait_state("protected")
-            pair.wait_epochs(10)
-            pair.kill_primary()
-            writer.join()
-            check_takeover(pair, writer)
-            assert pair.disk_octets - sent < len(pair.images[pair.primary]) * SIZE, fault
+        assert pair.verify()[0] == 0, "R5: the images differ"
+        pair.kill_primary()
+        writer.join()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        check_takeover(pair, writer)
 
 
 @suite.test
@@ -301,7 +431,7 @@ def short_link_loss_sends_only_what_changed_R5():
                      lambda: pair.content(pair.backup) == pair.content(pair.primary))
 
 
-@suite.test
+@slow
 def slow_link_slows_writes_down_R9():
     with Disks(takeover="manual", disk_queue=1, timeout=20000, interval=20) as pair:
         pair.protect()
@@ -320,12 +450,72 @@ def slow_link_slows_writes_down_R9():
 
 
 @suite.test
+def verify_under_load_finds_exactly_what_differs_R5():
+    with Disks(2, takeover="manual", timeout=5000) as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary, 1)
+        writer = Writer(pair, pair.primary, pause=0)
+        for _ in range(3):  # R5: not one block differs while the guest writes to all of them
+            status, text = pair.verify()
+            assert status == 0 and "equal, 32 MiB compared" in text, text
+        writer.stop()
+        assert len(writer.done) > 50
+        pair.wait_epochs(5)
+        with open(pair.images[pair.backup][1], "r+b") as f:
+            f.seek(3 * MIB + 5)
+            octet = f.read(1)[0]
+            f.seek(3 * MIB + 5)
+            f.write(bytes([octet ^ 1]))
+        for options in ((), ("--repair",)):
+            status, text = pair.verify(*options)
+            assert status == 8 and f"disk 1: 65536 octets at {3 * MIB}\n" in text and text.count("octets at") == 1, text
+        assert "disk 1 differs" in pair.backup.do("status")["last_error"]
+        assert pair.verify()[0] == 0
+        disk.write(0, b"v" * BLOCK)
+        wait_for("the backup's image is the primary's", lambda: pair.content(pair.backup, 1) == pair.content(pair.primary, 1))
+
+
+@suite.test
+def fail_back_sends_only_the_difference_R5():
+    with Disks(size=64 * MIB, takeover="manual", timeout=2000) as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary)
+        for at in range(0, 64 * MIB, 4 * MIB):
+            disk.write(at, random.randbytes(MIB))
+        pair.wait_epochs(5)
+        pair.proxy.refuse = True  # what the old primary writes now is lost with it
+        pair.proxy.cut()
+        disk.write(3 * MIB, b"lost" * 1024)
+        pair.kill_primary()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        pair.backup.wait_state("active")
+        disk = pair.nbd(pair.backup)
+        disk.write(9 * MIB, b"new " * 1024)
+        pair.proxy.refuse = False
+        pair.primary.start()  # the old primary is back: it sees that its disk is out of date
+        wait_for("the old primary refuses", lambda: (pair.primary.try_status() or {}).get("last_error"))
+        pair.primary.stop()
+        pair.backup.stop()
+        pair.swap()
+        before = pair.disk_octets
+        pair.protect()
+        pair.wait_epochs(5)
+        assert pair.content(pair.primary)[9 * MIB:9 * MIB + 4096] == b"new " * 1024
+        wait_for("the backup's image is the primary's",
+                 lambda: pair.content(pair.backup) == pair.content(pair.primary))
+        assert pair.disk_octets - before < MIB, pair.disk_octets - before
+        assert pair.verify()[0] == 0
+
+
+@suite.test
 def second_reader_follows_the_stream_R10():
     stream = {"P": b"", "B": b""}
 
     def keep(direction, kind, epoch, body):
-        head = struct.pack(">HHIQ", TYPES.index(kind), 0, len(body), epoch)
-        stream[direction] += head + struct.pack(">Q", remus_reader.xxh3_64(head + body)) + body
+        if kind in ("HELLO", "DISKS"):  # the first HELLO is a query on a connection of its own
+            stream[direction] = b""
+        stream[direction] += remus_reader.record(TYPES.index(kind), epoch, body)
         return 0
 
     with Disks(2, size=MIB, takeover="manual", interval=200, fake_rate=10, timeout=5000) as pair:
@@ -336,18 +526,14 @@ def second_reader_follows_the_stream_R10():
         disks[1].zero(BLOCK, BLOCK)
         disks[1].trim(2 * BLOCK, 3 * BLOCK)
         pair.wait_epochs(3)
+        assert pair.verify()[0] == 0
         pair.proxy.refuse = True
         pair.proxy.cut()
         out = io.StringIO()
         for direction in "PB":
-            data = stream[direction]
-            if direction == "P":  # the first HELLO is a query on a connection of its own
-                data = data[data.rfind(b"remusd\r\n") - 24:]
-            else:
-                data = data[data.rfind(struct.pack(">HH", 15, 0) + struct.pack(">I", 16)):]
-            remus_reader.read(data, out)
+            remus_reader.read(stream[direction], out)
         for line in ("disk 0: write 5000 at 1000", "disk 1: trim 4096 at 4096", "disk 1: trim 12288 at 8192",
-                     "has generations 0 0"):
+                     "disk 1: check 65536 at 983040", "has generations 0 0", "compared"):
             assert line in out.getvalue(), (line, out.getvalue()[-3000:])
 
 

@@ -62,18 +62,19 @@ def short_link_losses_without_restart_R1_R4():
         pair.check_takeover()
 
 
-@suite.test
-def primary_dies_at_random_moments_R1_R2_R4():
-    for _ in range(5):
-        with Pair(takeover="automatic", fake_rate=20000) as pair:
-            pair.proxy.filter = lambda way, kind, *_: random.uniform(0, 0.01)
-            pair.protect()
-            pair.wait_epochs(random.randint(5, 40))
-            time.sleep(random.uniform(0, 0.02))
-            pair.primary.kill_host()
-            pair.backup.wait_state("active")
-            pair.check_released()
-            pair.check_takeover()
+def primary_dies():
+    with Pair(takeover="automatic", fake_rate=20000) as pair:
+        pair.proxy.filter = lambda way, kind, *_: random.uniform(0, 0.01)
+        pair.protect()
+        pair.wait_epochs(random.randint(5, 40))
+        time.sleep(random.uniform(0, 0.02))
+        pair.primary.kill_host()
+        pair.backup.wait_state("active")
+        pair.check_released()
+        pair.check_takeover()
 
+
+for time_over in range(5):
+    suite.test(primary_dies, f"primary_dies_at_random_moment_{time_over + 1}_R1_R2_R4")
 
 suite.main()

@@ -242,6 +242,19 @@ def guest_whose_process_dies_is_handed_over_R1_R7():
 
 
 @suite.test
+def guest_that_dies_while_a_new_link_catches_up_is_handed_over_R1_R7():
+    with Pair(timeout=5000) as pair:
+        pair.protect()
+        pair.wait_epochs(10)
+        pair.proxy.filter = lambda way, kind, *_: 1 if kind == "END" else 0
+        pair.proxy.cut()
+        pair.primary.wait_state("syncing")
+        pair.primary.kill_guest()
+        pair.primary.wait_state("handed-over")
+        pair.check_takeover()
+
+
+@suite.test
 def switchover_loses_nothing_R1_R7():
     with Pair() as pair:
         pair.protect()

@@ -42,7 +42,7 @@ static const struct proto_hello hello = {
 
 static void header_as_drawn(void **state)
 {
-    static const uint8_t drawn[PROTO_HEADER_LEN] = {0, 5, 0, 0, 0, 0, 0x10, 0x20, 1, 2, 3, 4,
+    static const uint8_t drawn[PROTO_HEADER_LEN] = {0, 5, 0x19, 0x68, 0, 0, 0x10, 0x20, 1, 2, 3, 4,
                                                     5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
     struct proto_header h = {5, 0x1020, UINT64_C(0x0102030405060708), UINT64_C(0x090a0b0c0d0e0f10)}, got;
     uint8_t out[PROTO_HEADER_LEN];
@@ -50,7 +50,6 @@ static void header_as_drawn(void **state)
     (void)state;
     proto_put_header(out, &h);
     assert_memory_equal(out, drawn, sizeof(drawn));
-    out[2] = out[3] = 0xff; /* reserved: ignored when read */
     assert_int_equal(proto_get_header(&got, out, NULL), 0);
     assert_true(got.type == h.type && got.length == h.length && got.epoch == h.epoch &&
                 got.checksum == h.checksum);
@@ -148,6 +147,7 @@ static void disks(void **state)
                                    "\0\0\0\0\0\1\0\0"
                                    "\1\2\3\4\5\6\7\10";
     struct proto_disk_end end = {5, 65536, UINT64_C(0x0102030405060708)}, got_end;
+    struct proto_compared checked = {5, 2, {{0, 4096, 0}}}, got_checked;
     uint64_t generations[] = {0, 7}, got[2];
     struct proto_hello m = hello, got_hello;
     uint8_t out[PROTO_SMALL_MAX];
@@ -169,6 +169,16 @@ static void disks(void **state)
     assert_memory_equal(got, generations, sizeof(got));
     assert_int_equal(proto_get_disks(got, 2, out, 15, &err), -1);
     assert_int_equal(proto_get_disks(got, 2, out, 17, &err), -1);
+
+    checked.differ[1] = (struct proto_range){1, 65536, UINT64_C(0x0102030405060708)};
+    len = proto_put_compared(out, &checked);
+    assert_int_equal(len, 40);
+    assert_int_equal(proto_get_compared(&got_checked, out, len, &err), 0);
+    assert_memory_equal(&got_checked.differ[1], &checked.differ[1], sizeof(checked.differ[1]));
+    assert_true(got_checked.octets == 5 && got_checked.count == 2);
+    for (size_t n = 0; n < len; n++)
+        assert_int_equal(proto_get_compared(&got_checked, out, n, &err), n % 16 == 8 ? 0 : -1);
+    assert_int_equal(proto_get_compared(&got_checked, out, 8 + 61 * 16, &err), -1);
 
     m.features = FEATURE_DISKS;
     m.disk_count = 2;
