@@ -104,7 +104,7 @@ static void edit(struct state *s, const uint8_t *op)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     struct page_encoder_config config = {
-        .guest_pages = GUEST, .cache_bytes = 9 * PAGE_BYTES, .codec = PAGE_CODEC_LZ4};
+        .guest_pages = GUEST, .cache_bytes = 5 * PAGE_BYTES, .codec = PAGE_CODEC_LZ4};
     static struct state *s;
 
     /* One for all inputs: most of the time would go into getting fresh memory. */
