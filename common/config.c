@@ -179,35 +179,44 @@ static int set_mac(const struct key *key, void *field, const char *value)
     return first & 1 || zero == 12 ? -1 : take_string(field, value);
 }
 
-int config_next_service(const char **at, char protocol[16], uint16_t *port)
+int config_next_service(const char **at, char protocol[16], uint16_t *value)
 {
-    unsigned n;
-    int len;
+    unsigned long n;
+    bool mark;
+    int len = 0;
+    char *end;
 
     *at += strspn(*at, " ");
     if (!**at)
         return 0;
-    if (sscanf(*at, "%15[a-z]:%5u%n", protocol, &n, &len) != 2 || n < 1 || n > 65535 ||
-        ((*at)[len] && (*at)[len] != ' ') || (*at)[len - 1] == ':')
+    if (sscanf(*at, "%15[a-z]:%n", protocol, &len) != 1 || !isdigit((unsigned char)(*at)[len]) || !len)
         return -1;
-    *port = (uint16_t)n;
-    *at += len;
+    mark = strcmp(protocol, "dscp") == 0;
+    n = strtoul(*at + len, &end, mark ? 0 : 10);
+    if (n < 1 || n > (mark ? 63 : 65535) || (*end && *end != ' '))
+        return -1;
+    *value = (uint16_t)n;
+    *at = end;
     return 1;
 }
 
 static int set_services(const struct key *key, void *field, const char *value)
 {
+    unsigned count = 0, marks = 0;
     const char *at = value;
     char protocol[16];
-    unsigned count = 0;
-    uint16_t port;
+    uint16_t n;
     int rc;
 
     (void)key;
-    while ((rc = config_next_service(&at, protocol, &port)) > 0)
-        if (strcmp(protocol, "pgsql") != 0 || ++count > CONFIG_SERVICES_MAX)
+    while ((rc = config_next_service(&at, protocol, &n)) > 0) {
+        marks += strcmp(protocol, "dscp") == 0;
+        if ((strcmp(protocol, "pgsql") != 0 && strcmp(protocol, "mysql") != 0 &&
+             strcmp(protocol, "dscp") != 0) ||
+            ++count > CONFIG_SERVICES_MAX)
             return -1;
-    return rc < 0 || count == 0 ? -1 : take_string(field, value);
+    }
+    return rc < 0 || count == 0 || marks > 1 ? -1 : take_string(field, value);
 }
 
 #define TOP(field) offsetof(struct config, field)
@@ -260,7 +269,9 @@ static const struct key vm_keys[] = {
      0, NULL},
     {"guest-bridge", set_interface, VM(guest_bridge), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
     {"services", set_services, VM(services), NULL,
-     "pgsql:PORT, at most 16 of them with blanks in between", 0, 0, NULL},
+     "pgsql:PORT, mysql:PORT or dscp:MARK (1 to 63, once), at most 16 of them with blanks in between", 0, 0, NULL},
+    {"open-when", set_enum, VM(open_when), "active", "active or in-transaction", 0, 0,
+     WORDS("in-transaction", "active")},
     {"qemu", set_text, VM(qemu), "qemu-system-x86_64", "", 0, 0, NULL},
     {"accelerator", set_word, VM(accelerator), "auto", "auto, kvm or tcg", 0, 0,
      WORDS("auto", "kvm", "tcg")},

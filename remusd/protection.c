@@ -666,6 +666,7 @@ static int open_port(struct protection *p, struct error *err)
         .mac = p->cfg->mac,
         .queue_bytes = p->cfg->net_queue_bytes,
         .services = p->cfg->services,
+        .open_active = p->cfg->open_when == OPEN_ACTIVE,
     };
 
     if (!p->cfg->tap[0]) {
