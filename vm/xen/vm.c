@@ -34,9 +34,11 @@
 struct xen_vm {
     struct vm vm;
     struct xen_domain domain;
+    const struct vm_config *cfg;
     uint64_t nr_pages; /* as Xen counts them, when the memory was mapped */
     struct bitmap present;
     bool scanned; /* once, so that log-dirty mode knows all since */
+    bool stale;          /* what is mapped is not what the domain has */
     bool suspended;
     bool late;                   /* a request that we gave up was taken up by the guest */
     char control[64];            /* xenstore path of control/shutdown */
@@ -314,11 +316,10 @@ static char *get_config(struct xen_vm *v, const struct vm_config *cfg, struct er
     return text;
 }
 
-static int describe(struct xen_vm *v, const struct vm_config *cfg, struct xen_machine *m,
-                    struct error *err)
+static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer head = {0};
-    cleanup_free char *config = get_config(v, cfg, err);
+    cleanup_free char *config = get_config(v, v->cfg, err);
     unsigned major, minor;
 
     if (!config)
@@ -334,6 +335,30 @@ static int describe(struct xen_vm *v, const struct vm_config *cfg, struct xen_ma
     m->config_length = strlen(config);
     buffer_clear(&v->vm.description);
     return xen_machine_put(&v->vm.description, m) < 0 ? error_set(err, "no memory") : 0;
+}
+
+static void unmap_memory(struct xen_vm *v)
+{
+    if (v->vm.memory)
+        munmap((void *)v->vm.memory, v->vm.pages * PAGE_SIZE);
+    v->vm.memory = NULL;
+}
+
+/* All the pages that the domain has now, and a description to go with them. */
+static int map_memory(struct xen_vm *v, struct error *err)
+{
+    struct xen_machine m = {.pages = v->vm.pages};
+    int rc = -1;
+
+    bitmap_clear_all(&v->present);
+    if (find_pages(v, &m, err) == 0 && describe(v, &m, err) == 0) {
+        for (unsigned i = 0; i < m.range_count; i++)
+            bitmap_set_range(&v->present, m.ranges[i].first, m.ranges[i].count);
+        v->vm.memory = xen_domain_map(&v->domain, m.pages, m.ranges, m.range_count, false, err);
+        rc = v->vm.memory ? 0 : -1;
+    }
+    xen_machine_free(&m);
+    return rc;
 }
 
 /* --- dirty pages --- */
@@ -383,11 +408,11 @@ static int vm_scan(struct vm *vm, struct bitmap *dirty, struct error *err)
 
     if (!xen_domain_info(&v->domain, &info))
         return error_set(err, "the domain is gone");
-    if (info.nr_pages != v->nr_pages)
-        return error_set(err,
-                         "the domain had %" PRIu64
-                         " pages and now has %lu: ballooning is not followed",
+    if (info.nr_pages != v->nr_pages || v->stale) {
+        v->stale = vm->unwilling = true;
+        return error_set(err, "the domain had %" PRIu64 " pages and now has %lu: it was ballooned",
                          v->nr_pages, info.nr_pages);
+    }
     if (xc_logdirty_control(v->domain.xc, v->domain.id, XEN_DOMCTL_SHADOW_OP_CLEAN,
                             HYPERCALL_BUFFER(map), vm->pages, 0, NULL) < 0)
         return error_set(err, "the domain's dirty pages: %s", strerror(errno));
@@ -452,7 +477,7 @@ static int wait_suspended(struct xen_vm *v, struct error *err)
                 return error_set(
                     err,
                     "the guest does not answer a request to suspend within %d s: does its kernel "
-                    "support it (CONFIG_HIBERNATE_CALLBACKS, control/platform-feature...)?",
+                    "support it (CONFIG_HIBERNATE_CALLBACKS)?",
                     (int)(SUSPEND_NS / NS_PER_S));
             v->late = taken_up;
             if (taken_up)
@@ -500,11 +525,14 @@ static int vm_suspend(struct vm *vm, struct error *err)
     struct xen_vm *v = of(vm);
     xc_dominfo_t info;
 
-    if (xen_domain_info(&v->domain, &info) && is_suspended(&info))
+    vm->unwilling = xen_domain_info(&v->domain, &info) && is_suspended(&info);
+    if (vm->unwilling)
         return error_set(err,
                          "somebody else has suspended the domain: xl save, xl migrate or xl remus");
-    if (request_suspend(v, err) < 0 || wait_suspended(v, err) < 0)
+    if (request_suspend(v, err) < 0 || wait_suspended(v, err) < 0) {
+        vm->unwilling = xen_domain_health(&v->domain) == VM_ALIVE;
         return -1;
+    }
     v->suspended = true;
     return 0;
 }
@@ -552,9 +580,7 @@ static void let_go(struct xen_vm *v)
 {
     DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
 
-    if (v->vm.memory)
-        munmap((void *)v->vm.memory, v->vm.pages * PAGE_SIZE);
-    v->vm.memory = NULL;
+    unmap_memory(v);
     if (map)
         xc_hypercall_buffer_free_pages(v->domain.xc, map,
                                        (int)(((v->vm.pages + 63) / 64 * 8 + PAGE_SIZE - 1) /
@@ -582,8 +608,7 @@ static void vm_destroy(struct vm *vm)
     struct xen_vm *v = of(vm);
 
     xc_domain_pause(v->domain.xc, v->domain.id);
-    munmap((void *)vm->memory, vm->pages * PAGE_SIZE);
-    vm->memory = NULL;
+    unmap_memory(v);
     xen_domain_destroy(&v->domain, NULL);
     unlink(v->marker);
     let_go(v);
@@ -594,10 +619,18 @@ static enum vm_health vm_health(struct vm *vm)
     struct xen_vm *v = of(vm);
     xc_dominfo_t info;
 
-    /* It has answered a request that we had given up. */
-    if (v->late && xen_domain_info(&v->domain, &info) && is_suspended(&info) &&
-        resume_domain(v, NULL) == 0)
-        v->late = false;
+    if (xen_domain_info(&v->domain, &info)) {
+        /* It has answered a request that we had given up. */
+        if (v->late && is_suspended(&info) && resume_domain(v, NULL) == 0)
+            v->late = false;
+        /* As long as ballooning goes on this fails, and is tried again. */
+        if (v->stale) {
+            unmap_memory(v);
+            v->nr_pages = info.nr_pages;
+            v->scanned = false;
+            v->stale = map_memory(v, NULL) < 0;
+        }
+    }
     return xen_domain_health(&v->domain);
 }
 
@@ -614,10 +647,8 @@ static uint64_t instance(const xc_dominfo_t *info)
 static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *err)
 {
     struct xen_domain *d = &v->domain;
-    struct xen_machine machine = {0};
     xc_dominfo_t info;
     xen_pfn_t pages;
-    int rc = -1;
 
     if (!xen_domain_info(d, &info))
         return error_set(err, "the domain is gone");
@@ -628,22 +659,15 @@ static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *e
                          info.nr_pages >> 8, cfg->memory_bytes >> 20, (info.nr_pages + 255) >> 8);
     v->vm.instance = instance(&info);
     v->nr_pages = info.nr_pages;
-    v->vm.pages = machine.pages = pages;
+    v->vm.pages = pages;
     if (!xs_watch(d->xs, SUSPEND_WATCH, "suspended"))
         return error_set(err, "xenstore watch: %s", strerror(errno));
     if (bitmap_init(&v->present, pages) < 0 || allocate_dirty(v) < 0)
         return error_set(err, "no memory for %lu pages' bits", (unsigned long)pages);
-    if (find_pages(v, &machine, err) == 0 && describe(v, cfg, &machine, err) == 0 &&
-        put_params(v, err) == 0) {
-        for (unsigned i = 0; i < machine.range_count; i++)
-            bitmap_set_range(&v->present, machine.ranges[i].first, machine.ranges[i].count);
-        v->vm.memory = xen_domain_map(d, pages, machine.ranges, machine.range_count, false, err);
-        if (v->vm.memory)
-            rc = start_tracking(v, err);
-    }
-    xen_machine_free(&machine);
+    if (map_memory(v, err) < 0 || put_params(v, err) < 0 || start_tracking(v, err) < 0)
+        return -1;
     /* A daemon that died in mid-epoch left the guest suspended. */
-    return rc == 0 && is_suspended(&info) ? resume_domain(v, err) : rc;
+    return is_suspended(&info) ? resume_domain(v, err) : 0;
 }
 
 static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *err)
@@ -653,6 +677,7 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
     if (!v)
         return error_set(err, "no memory");
     v->vm.ops = &xen_vm_ops;
+    v->cfg = cfg;
     v->vm.attached = true;
     strcpy(v->vm.accelerator, "xen");
     strcpy(v->vm.tracker, "log-dirty");
