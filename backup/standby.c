@@ -112,6 +112,18 @@ static void mark_active(const struct standby *s, const char *word)
     fclose(f);
 }
 
+/*
+ * RUN_DIR/NAME.guest is what a remusd of this host knows of a guest that it had.  The one that is about to run is another: were it
+ * protected from here later on under that name, its backup would take it for one that is out of date.
+ */
+static void forget_guest(const struct standby *s)
+{
+    char path[PATH_MAX];
+
+    snprintf(path, sizeof(path), "%s/%s.guest", s->cfg->run_dir, s->cfg->name);
+    unlink(path);
+}
+
 static void mark_inactive(const struct standby *s)
 {
     char path[PATH_MAX];
@@ -517,6 +529,7 @@ static void take_over(struct standby *s)
     };
     fault_crash("backup-before-activate", ck.epoch);
     s->spent = s->session;
+    forget_guest(s);
     mark_active(s, "runs"); /* before it can run: whoever comes after a crash must not welcome a primary */
     ok = activate_disks(s, ck.epoch, &err) == 0 &&
          s->replica->ops->activate(s->replica, ck.state, ck.state_length, &err) == 0;

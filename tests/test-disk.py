@@ -476,36 +476,39 @@ def verify_under_load_finds_exactly_what_differs_R5():
 
 
 @suite.test
-def fail_back_sends_only_the_difference_R5():
+def fail_back_and_forth_sends_only_the_difference_R5_R7():
     with Disks(size=64 * MIB, takeover="manual", timeout=2000) as pair:
         pair.protect()
         disk = pair.nbd(pair.primary)
         for at in range(0, 64 * MIB, 4 * MIB):
             disk.write(at, random.randbytes(MIB))
-        pair.wait_epochs(5)
-        pair.proxy.refuse = True  # what the old primary writes now is lost with it
-        pair.proxy.cut()
-        disk.write(3 * MIB, b"lost" * 1024)
-        pair.kill_primary()
-        pair.backup.wait_state("suspect")
-        pair.backup.do("takeover")
-        pair.backup.wait_state("active")
-        disk = pair.nbd(pair.backup)
-        disk.write(9 * MIB, b"new " * 1024)
-        pair.proxy.refuse = False
-        pair.primary.start()  # the old primary is back: it sees that its disk is out of date
-        wait_for("the old primary refuses", lambda: (pair.primary.try_status() or {}).get("last_error"))
-        pair.primary.stop()
-        pair.backup.stop()
-        pair.swap()
-        before = pair.disk_octets
-        pair.protect()
-        pair.wait_epochs(5)
-        assert pair.content(pair.primary)[9 * MIB:9 * MIB + 4096] == b"new " * 1024
-        wait_for("the backup's image is the primary's",
-                 lambda: pair.content(pair.backup) == pair.content(pair.primary))
-        assert pair.disk_octets - before < MIB, pair.disk_octets - before
-        assert pair.verify()[0] == 0
+        for word in (b"new ", b"more"):
+            pair.wait_epochs(5)
+            pair.proxy.refuse = True  # what the old primary writes now is lost with it
+            pair.proxy.cut()
+            disk.write(3 * MIB, b"lost" * 1024)
+            pair.kill_primary()
+            pair.backup.wait_state("suspect")
+            pair.backup.do("takeover")
+            pair.backup.wait_state("active")
+            disk = pair.nbd(pair.backup)
+            disk.write(9 * MIB, word * 1024)
+            pair.proxy.refuse = False
+            pair.primary.start()  # the old primary is back: it sees that its disk is out of date
+            wait_for("the old primary refuses", lambda: (pair.primary.try_status() or {}).get("last_error"))
+            pair.primary.stop()
+            guest = pair.backup.guest_pid()
+            pair.backup.stop()
+            pair.swap()
+            before = pair.disk_octets
+            pair.protect()
+            pair.wait_epochs(5)
+            assert pair.primary.guest_pid() == guest, "R7: the guest was ended"
+            assert pair.content(pair.primary)[9 * MIB:9 * MIB + 4096] == word * 1024
+            wait_for("the backup's image is the primary's",
+                     lambda: pair.content(pair.backup) == pair.content(pair.primary))
+            assert pair.disk_octets - before < MIB, pair.disk_octets - before
+            assert pair.verify()[0] == 0
 
 
 @suite.test
