@@ -18,4 +18,7 @@ int bench_epoch(int argc, char **argv);
 int bench_record(int argc, char **argv);
 int bench_netbuf(int argc, char **argv);
 
+/* A part of netbuf: the exit status. */
+int bench_netbuf_pgsql(void);
+
 #endif

@@ -18,6 +18,7 @@
 
 #include "common/buffer.h"
 #include "common/error.h"
+#include "flows.h"
 
 /* Octets that the network state of one checkpoint may have (addresses, later the flow list). */
 #define NET_STATE_MAX (1u << 20)
@@ -31,11 +32,10 @@ struct port_stats {
     uint64_t refused;                       /* malformed: shorter than an Ethernet header, or too long */
     uint64_t full_ns;                       /* time in which the full queue held up the guest's sending */
     uint64_t hold_p50_ns, hold_p99_ns;      /* over the last releases */
+    uint64_t by[FLOW_VERDICTS];             /* the guest's frames, by what became of them ... */
+    uint64_t unprotected;                   /* ... and those that came when nothing was held */
     bool has_flows;                         /* commit protection is on, then: */
-    uint64_t flows_held, flows_open, flows_strict; /* connections to a service now */
-    uint64_t flows_lost;                    /* became strict: the parser could not follow */
-    uint64_t flows_untracked;               /* found no place in the table, so are strict */
-    uint64_t passed_frames;                 /* of open connections: did not wait */
+    struct flows_stats flows;
 };
 
 struct port {
@@ -88,6 +88,7 @@ struct frames_port_config {
     size_t queue_bytes;       /* bound of the held frames (R9), at least GATE_QUEUE_MIN: at the
                                * bound the guest's sending waits */
     const char *services;     /* commit-protected, as in struct vm_config; NULL or "": none */
+    bool open_active;         /* open-when = active */
 };
 
 /* Begins in hold. */
