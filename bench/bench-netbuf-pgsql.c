@@ -2,8 +2,8 @@
 /*
  * What holding packets costs the clients of a real PostgreSQL: a transaction like TPC-C's
  * new-order, statement by statement as its client sends it, in three modes: nothing held, every
- * packet held (strict), commit protection. The server runs natively in a network namespace (see
- * gated.h for what is real and what is not), with fsync off, so that no disk hides the cost.
+ * packet held (strict), commit protection. The server runs natively in a network namespace; gated.h
+ * says what is real and what is not.
  */
 #include <arpa/inet.h>
 #include <errno.h>
@@ -328,7 +328,7 @@ static pid_t start_server(const char *dir, const char *bin)
         as_user();
         if (chdir("/") < 0 || !freopen("/dev/null", "w", stderr))
             _exit(1);
-        execl(path, "postgres", "-D", data, socket_dir, "-clisten_addresses=*", "-cfsync=off",
+        execl(path, "postgres", "-D", data, socket_dir, "-clisten_addresses=*",
               "-cmax_connections=80", "-cshared_buffers=128MB", "-cmax_wal_size=4GB",
               "-cautovacuum=off", (char *)NULL);
         _exit(1);
@@ -407,7 +407,7 @@ static void run_all(const char *dir, const char *bin)
     if (server < 0)
         return;
     printf("{\"case\": \"setup\", \"interval_ms\": %u, \"ack_ms\": %u, \"statements\": %u, \"server\": "
-           "\"PostgreSQL, native, fsync off\", \"simulated\": \"checkpoints: no VM is paused or "
+           "\"PostgreSQL, native\", \"simulated\": \"checkpoints: no VM is paused or "
            "copied, an acknowledgement comes ack_ms after its barrier\"}\n",
            INTERVAL_MS, ACK_MS, STATEMENTS);
     if (unshare(CLONE_NEWNET) < 0)
