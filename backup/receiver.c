@@ -268,17 +268,21 @@ enum receiver_result receiver_record(struct receiver *r, const struct record *re
     return r->whole ? RECEIVER_WHOLE : RECEIVER_MORE;
 }
 
+static void copy_staged(struct receiver *r, uint64_t from, uint64_t to)
+{
+    for (uint64_t i = from; i < to; i++)
+        memcpy(r->memory + r->pfns[i] * PAGE_SIZE, r->stage + i * PAGE_SIZE, PAGE_SIZE);
+}
+
 void receiver_apply(struct receiver *r)
 {
     struct blobs swap = r->applied;
 
     if (!r->whole)
         return;
-    for (uint64_t i = 0; i < r->staged; i++) {
-        memcpy(r->memory + r->pfns[i] * PAGE_SIZE, r->stage + i * PAGE_SIZE, PAGE_SIZE);
-        if (i == r->staged / 2)
-            fault_crash("backup-amid-apply", r->epoch);
-    }
+    copy_staged(r, 0, r->staged / 2);
+    fault_crash("backup-amid-apply", r->epoch);
+    copy_staged(r, r->staged / 2, r->staged);
     r->applied = r->incoming;
     r->applied.epoch = r->epoch;
     r->incoming = swap;

@@ -28,6 +28,7 @@
 #define TICK_NS (5 * NS_PER_MS)
 #define HEALTH_NS (100 * NS_PER_MS)
 #define RESETS_LAST_S 900 /* as long as a port goes on with them */
+#define MACHINE_NS (5 * NS_PER_S)
 #define HEARTBEAT_MIN_MS 1u
 #define HEARTBEAT_MAX_MS 10000u
 #define TIMEOUT_MAX_MS 600000u
@@ -235,8 +236,9 @@ static int check_hello(struct standby *s, const struct proto_hello *hello, struc
                   hello->session, hello->heartbeat_ms, hello->timeout_ms);
         return REFUSE_PROTOCOL;
     }
+    /* Where a description comes, it tells the memory that the pages are numbers of. */
     if (strcmp(hello->platform, s->cfg->platform) != 0 ||
-        hello->pages * PAGE_SIZE != s->cfg->memory_bytes) {
+        (!(hello->features & FEATURE_MACHINE) && hello->pages * PAGE_SIZE != s->cfg->memory_bytes)) {
         error_set(err, "%s: the primary has platform %s and %" PRIu64 " MiB, the backup's section "
                   "says %s and %" PRIu64 " MiB: make them equal", s->cfg->name, hello->platform,
                   hello->pages * PAGE_SIZE >> 20, s->cfg->platform, s->cfg->memory_bytes >> 20);
@@ -342,17 +344,37 @@ static int begin_disks(struct standby *s, const struct proto_hello *hello, bool 
     return link_send(s->link, PROTO_DISKS, 0, &iov, 1) < 0 ? error_set(err, "the primary went away") : 0;
 }
 
-static int open_replica(struct standby *s, const struct proto_hello *hello, struct error *err)
+static int open_replica(struct standby *s, const struct proto_hello *hello,
+                        const struct buffer *description, struct error *err)
 {
     const struct replica_ops *ops = replica_platform(hello->platform);
 
     if (!ops)
         return error_set(err, "this build has no platform '%s'", hello->platform);
     if (open_port(s, err) < 0 || open_disks(s, hello, err) < 0 ||
-        ops->open(&s->replica, s->cfg, hello->pages, hello->profile, err) < 0)
+        ops->open(&s->replica, s->cfg, hello->pages, hello->profile, description, err) < 0)
         return -1;
     s->receiver = receiver_new(s->replica->memory, s->replica->pages, s->cfg->memory_bytes);
     return s->receiver ? 0 : error_set(err, "no memory for the stage");
+}
+
+/* MACHINE, which the primary sends right behind its HELLO. */
+static int take_description(struct standby *s, const struct proto_hello *hello, struct buffer *into,
+                            struct error *err)
+{
+    struct record rec;
+    enum link_result r;
+
+    if (!(hello->features & FEATURE_MACHINE))
+        return 0;
+    do
+        r = link_recv(s->link, &rec, clock_ns() + MACHINE_NS, err);
+    while (r == LINK_RECORD && rec.type == PROTO_HEARTBEAT);
+    if (r == LINK_CORRUPT)
+        return -1;
+    if (r != LINK_RECORD || rec.type != PROTO_MACHINE || rec.length > VM_DESCRIPTION_MAX)
+        return error_set(err, "HELLO without a MACHINE of at most %u octets behind it", VM_DESCRIPTION_MAX);
+    return buffer_append(into, rec.body, rec.length) < 0 ? error_set(err, "no memory") : 0;
 }
 
 /* Prepares for the link in s->link and welcomes it.  0, or a refusal. */
@@ -363,13 +385,16 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
     struct proto_welcome w = {.version = (uint16_t)proto_choose_version(hello, err)};
     uint8_t body[PROTO_SMALL_MAX];
     struct iovec iov = {.iov_base = body};
+    __attribute__((cleanup(buffer_free))) struct buffer description = {0};
 
     /* Preparing the replica may take seconds; the primary sees that we live. */
     if (link_start_heartbeats(s->link, hello->heartbeat_ms * NS_PER_MS) < 0)
         return error_set(err, "cannot start a thread"), REFUSE_RESOURCES;
+    if (take_description(s, hello, &description, err) < 0)
+        return REFUSE_PROTOCOL;
     if (!resume) {
         drop_replica(s);
-        if (open_replica(s, hello, err) < 0) {
+        if (open_replica(s, hello, &description, err) < 0) {
             drop_replica(s);
             return REFUSE_RESOURCES;
         }
@@ -674,7 +699,7 @@ static void publish(struct standby *s)
     if (s->receiver)
         v->epoch = held_checkpoint(s).epoch;
     v->bytes = s->bytes_before + (s->link ? link_bytes_received(s->link) : 0);
-    v->memory_bytes = s->replica ? s->replica->pages * PAGE_SIZE : 0;
+    v->memory_bytes = s->replica ? s->cfg->memory_bytes : 0;
     v->has_disks = s->journal;
     if (s->journal)
         journal_stats(s->journal, &v->disks);
@@ -733,6 +758,15 @@ static void check_disks(struct standby *s)
     detector_goodbye(&s->detector, clock_ns());
 }
 
+/* A daemon before this one may have died with disks that lag behind its journal. */
+static void recover_disks(struct standby *s, bool activating)
+{
+    struct error err;
+
+    if (s->cfg->disk_count && journal_recover(s->cfg->disks, s->cfg->disk_count, activating, &err) < 0)
+        note(s, "%s", err.text);
+}
+
 /* A daemon before this one activated the VM: it runs, and its packets need a way out. */
 static void find_active(struct standby *s)
 {
@@ -742,8 +776,10 @@ static void find_active(struct standby *s)
 
     active_path(s, path);
     f = fopen(path, "re");
-    if (!f && errno == ENOENT)
+    if (!f && errno == ENOENT) {
+        recover_disks(s, false);
         return;
+    }
     if (f) {
         if (fscanf(f, "%" SCNx64 " %7s", &s->spent, word) != 2)
             word[0] = '\0'; /* whatever it means, the safe side is that it runs */
@@ -752,6 +788,7 @@ static void find_active(struct standby *s)
     if (strcmp(word, "ended") == 0)
         return;
     if (!vm_platform(s->cfg->platform)->running(s->cfg)) {
+        recover_disks(s, true);
         note(s, "the VM was taken over here, and its process is gone: start it by its own means");
         mark_active(s, "ended");
         return;

@@ -253,7 +253,8 @@ static const struct key vm_keys[] = {
     {"disk-queue", set_mib, VM(disk_queue_bytes), "32", "MiB", 1, 65536, NULL},
     {"disk-sync-rate", set_mib, VM(disk_sync_rate), "0", "MiB", 0, 65536, NULL},
     {"disk-journal", set_mib, VM(disk_journal_bytes), "256", "MiB", 16, 65536, NULL},
-    {"platform", set_word, VM(platform), "qemu", "qemu or fake", 0, 0, WORDS("qemu", "fake")},
+    {"platform", set_word, VM(platform), "qemu", "qemu, xen or fake", 0, 0,
+     WORDS("qemu", "xen", "fake")},
     {"memory", set_mib, VM(memory_bytes), "128", "MiB", 16, 4194304, NULL},
     {"cpus", set_number, VM(cpus), "1", "processors", 1, 255, NULL},
     {"tracker", set_word, VM(tracker), "auto", "auto, uffd or compare", 0, 0,
@@ -496,6 +497,9 @@ static int check_vm(const struct vm_config *vm, int end)
     if (*vm->services && !*vm->tap)
         return fail(line_of("services", end), vm,
                     "services needs tap: without a network there are none");
+    if (strcmp(vm->platform, "xen") == 0 && (*vm->tap || vm->disk_count))
+        return fail(line_of("tap", end), vm,
+                    "platform = xen has neither tap nor disks: networks and disks of domains are not replicated yet");
     if (strcmp(vm->platform, "qemu") == 0 && !*vm->kernel)
         return fail(end, vm, "kernel is missing: platform = qemu boots a Linux kernel");
     return 0;

@@ -55,7 +55,7 @@ struct vm_config {
     size_t disk_journal_bytes;/* 256 MiB: backup's journal file */
 
     /* the machine */
-    char *platform;           /* "qemu" or "fake" */
+    char *platform;           /* "qemu", "xen" or "fake" */
     uint64_t memory_bytes;    /* multiple of the page size */
     unsigned cpus;
     char *tracker;            /* "auto", "uffd" or "compare" */

@@ -328,6 +328,7 @@ int daemon_main(const struct daemon_ops *ops, int argc, char **argv)
     }
     log_set_level(o.verbose ? LOG_LEVEL_DEBUG : (enum log_level)config.log_level);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file that may not grow is an error of that file, not the end of all VMs here */
     if (run(&loop, &err) < 0) {
         log_error(NULL, "%s", err.text);
         loop.status = 1;

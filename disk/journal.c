@@ -575,6 +575,50 @@ void journal_close(struct journal *j)
     free(j);
 }
 
+static int finish_activation(char *const images[], unsigned count, struct error *err)
+{
+    struct image_record recs[DISKS_MAX];
+    const struct image_record *valid = NULL;
+
+    for (unsigned i = 0; i < count; i++) {
+        if (image_read(images[i], &recs[i], err) <= 0)
+            return -1;
+        if (recs[i].role == IMAGE_VALID)
+            valid = &recs[i];
+    }
+    for (unsigned i = 0; valid && i < count; i++)
+        if (recs[i].role == IMAGE_REPLICA && image_validate(images[i], valid->epoch, err) < 0)
+            return -1;
+    return valid != NULL;
+}
+
+int journal_recover(char *const images[], unsigned count, bool activating, struct error *err)
+{
+    struct disk_info disks[DISKS_MAX];
+    struct journal probe = {0}, *j;
+    struct header h;
+    bool known;
+    int rc;
+
+    snprintf(probe.path, sizeof(probe.path), "%s.remus-journal", images[0]);
+    probe.fd = open(probe.path, O_RDONLY | O_CLOEXEC);
+    if (probe.fd < 0)
+        return errno == ENOENT ? 0 : error_set(err, "%s: %s", probe.path, strerror(errno));
+    known = get_header(&probe, &h) && h.count == count;
+    close(probe.fd);
+    if (!known) /* nothing was ever committed */
+        return 0;
+    rc = activating ? finish_activation(images, count, err) : 0;
+    if (rc)
+        return rc < 0 ? -1 : 0;
+    for (unsigned i = 0; i < count; i++)
+        disks[i] = (struct disk_info){h.sizes[i], h.ids[i]};
+    if (journal_open(&j, images, disks, count, h.capacity, err) < 0)
+        return -1;
+    journal_close(j);
+    return 0;
+}
+
 /* --- the link --- */
 
 void journal_bases(struct journal *j, const struct disk_info *disks, uint64_t *bases)
@@ -708,9 +752,11 @@ int journal_activate(struct journal *j, uint64_t epoch, struct error *err)
         return error_set(err, "the disks are at checkpoint %" PRIu64 ", the memory is at %" PRIu64,
                          j->whole ? j->committed_epoch : 0, epoch);
     fault_crash("disk-before-activate", epoch);
-    for (unsigned i = 0; i < j->count; i++)
+    for (unsigned i = 0; i < j->count; i++) {
         if (image_validate(j->images[i], epoch, err) < 0)
             return -1;
+        fault_crash("disk-amid-activate", epoch);
+    }
     unlink(j->path);
     SCOPED_LOCK(&j->lock);
     j->activated = true;

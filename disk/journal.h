@@ -54,6 +54,12 @@ int journal_open(struct journal **j, char *const images[], const struct disk_inf
                  size_t capacity, struct error *err);
 void journal_close(struct journal *j);
 
+/*
+ * After a start of the daemon, without a primary: brings the images to their last committed epoch, when there is a journal.  A
+ * takeover that was cut short is finished when `activating`: one image is valid, so all are.
+ */
+int journal_recover(char *const images[], unsigned count, bool activating, struct error *err);
+
 /* Generation of each disk that is here; 0 for a disk of which nothing is. */
 void journal_bases(struct journal *j, const struct disk_info *disks, uint64_t *bases);
 

@@ -27,6 +27,7 @@ static char *queue_path, *paths[DISKS_MAX];
 static uint64_t queue_size;
 static int standby;
 static struct image images[DISKS_MAX];
+static uint8_t reread[ENTRY_DATA_MAX]; /* under the queue's lock */
 static unsigned count;
 static struct queue queue = {.fd = -1};
 
@@ -166,6 +167,21 @@ static int apply(const struct image *im, const struct entry *e)
     return fallocate(im->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, (off_t)e->offset, e->length);
 }
 
+/*
+ * It failed, perhaps half way.  The guest is told and knows nothing of what is there now; the backup gets the same, where it can
+ * be read.
+ */
+static void fail_change(struct image *im, struct entry e)
+{
+    if (e.kind != ENTRY_WRITE || pread(im->fd, reread, e.length, (off_t)e.offset) != (ssize_t)e.length) {
+        queue_end(&queue, NULL);
+        return;
+    }
+    queue_failed(&queue);
+    e.data = reread;
+    queue_end(&queue, &e);
+}
+
 /* One change of at most ENTRY_DATA_MAX octets of data: stamped, made, queued, in this order. */
 static int change(struct image *im, const struct entry *e)
 {
@@ -181,7 +197,10 @@ static int change(struct image *im, const struct entry *e)
     image_stamp(im, e->offset, e->length, generation);
     rc = apply(im, e);
     why = errno;
-    queue_end(&queue, rc == 0 ? e : NULL);
+    if (rc == 0)
+        queue_end(&queue, e);
+    else
+        fail_change(im, *e);
     if (rc < 0) {
         nbdkit_set_error(why);
         nbdkit_error("disk %u: changing %" PRIu32 " octets at %" PRIu64 ": %s", e->disk, e->length,

@@ -239,6 +239,11 @@ void queue_end(struct queue *q, const struct entry *e)
         futex_wake(&s->pressed);
 }
 
+void queue_failed(struct queue *q)
+{
+    q->shared->errors++;
+}
+
 bool queue_writable(const struct queue *q)
 {
     return LOAD(&q->shared->writable);

@@ -62,7 +62,7 @@ static int spawn(char **argv, int log, int null, int alive)
         if (child)
             _exit(child < 0);
         for (int s = 1; s < NSIG; s++)
-            signal(s, SIG_DFL);
+            signal(s, s == SIGXFSZ ? SIG_IGN : SIG_DFL);
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
         if (dup2(null, 0) >= 0 && dup2(null, 1) >= 0 && dup2(log, 2) >= 0 && dup(alive) >= 0)

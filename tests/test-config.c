@@ -191,7 +191,7 @@ static const struct bad {
     {FAKE "degrade = Hold\n}\n", ":3: ", "want hold, release or stop"},
     {FAKE "takeover = auto\n}\n", ":3: ", "want manual or automatic"},
     {FAKE "tracker = uff\n}\n", ":3: ", "want auto, uffd or compare"},
-    {"vm a { platform = xen }\n", ":1: vm a: ", "want qemu or fake"},
+    {"vm a { platform = vmware }\n", ":1: vm a: ", "want qemu, xen or fake"},
     {"log-level = loud\n", ":1: ", "error, warning, info or debug"},
     /* addresses */
     {"listen = 7910\n", ":1: ", "want HOST:PORT"},
@@ -238,6 +238,7 @@ static const struct bad {
     {FAKE "\nheartbeat = 100\n}\n", ":4: ", "timeout = 200"},
     {FAKE "protect = yes\n}\n", ":3: ", "needs backup"},
     {FAKE "tap = tap0\n}\n", ":3: ", "tap needs mac"},
+    {"vm a {\nplatform = xen\ntap = tap0 mac = 52:54:00:12:34:56\n}\n", ":3: ", "platform = xen has neither tap"},
     {FAKE "services = \"pgsql:5432\"\n}\n", ":3: ", "services needs tap"},
     {"vm db1 {\n}\n", ":2: vm db1: ", "kernel is missing"},
 };

@@ -19,7 +19,7 @@ def primary_crashes(fault):
         pair.primary.wait_crash()
         pair.primary.kill_guest()
         epoch = pair.check_takeover()
-        assert AT - 2 <= epoch <= AT, epoch
+        assert AT - 2 <= epoch <= AT + 1, epoch  # the next one may be whole, too
         pair.check_released()
 
 
