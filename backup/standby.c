@@ -300,6 +300,7 @@ static int open_port(struct standby *s, struct error *err)
     char guest[108], port[108];
     struct frames_port_config cfg = {
         .guest_path = guest,
+        .guest_bridge = s->cfg->guest_bridge,
         .port_path = port,
         .tap = s->cfg->tap,
         .mac = s->cfg->mac,
