@@ -166,22 +166,6 @@ def no_takeover(hosts, what):
     say(f'{what}: no takeover')
 
 
-def balloon(hosts):
-    """The guest gives memory back while it is protected: protected anew, and no takeover before the kill (R7)."""
-    guest_config(hosts)
-    start_guest(hosts[0])
-    start_daemons(hosts)
-    protect(hosts)
-    hosts[0].run(f'xl mem-set {GUEST} 112')
-    wait_for('remusd to see it', PATIENCE, lambda: 'ballooned' in (status(hosts[0])['last_error'] or ''), 0.5)
-    held = epoch_of(hosts[0])
-    wait_for('checkpoints of the smaller guest', PATIENCE, lambda: epoch_of(hosts[0]) > held + 5, 0.5)
-    wait_state(hosts[0], 'protected')
-    hosts[0].kill()
-    wait_state(hosts[1], 'active')
-    goes_on(hosts[1], 4)
-
-
 def operator(hosts):
     """xl pause, unprotect and xl destroy of a protected domain: no failure (R7)."""
     guest_config(hosts)
@@ -288,4 +272,4 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'balloon': balloon, 'operator': operator, 'shutdown': shutdown}
+ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'operator': operator, 'shutdown': shutdown}

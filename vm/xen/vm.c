@@ -408,6 +408,7 @@ static int vm_scan(struct vm *vm, struct bitmap *dirty, struct error *err)
 
     if (!xen_domain_info(&v->domain, &info))
         return error_set(err, "the domain is gone");
+    /* What is ballooned out stays allocated while it is mapped here; a page that comes counts. */
     if (info.nr_pages != v->nr_pages || v->stale) {
         v->stale = vm->unwilling = true;
         return error_set(err, "the domain had %" PRIu64 " pages and now has %lu: it was ballooned",
