@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/arbiter.h"
@@ -25,6 +27,7 @@
 
 #define TICK_NS (5 * NS_PER_MS)
 #define HEALTH_NS (100 * NS_PER_MS)
+#define RESETS_LAST_S 900 /* as long as a port goes on with them */
 #define MACHINE_NS (5 * NS_PER_S)
 #define HEARTBEAT_MIN_MS 1u
 #define HEARTBEAT_MAX_MS 10000u
@@ -100,17 +103,17 @@ static void active_path(const struct standby *s, char path[PATH_MAX])
     snprintf(path, PATH_MAX, "%s/%s.active", s->cfg->run_dir, s->cfg->name);
 }
 
-static void mark_active(const struct standby *s, const char *word)
+static void mark_active(struct standby *s, const char *word)
 {
     char path[PATH_MAX];
     FILE *f;
+    bool ok;
 
     active_path(s, path);
     f = fopen(path, "we");
-    if (!f)
-        return;
-    fprintf(f, "%016" PRIx64 " %s\n", s->spent, word);
-    fclose(f);
+    ok = f && fprintf(f, "%016" PRIx64 " %s\n", s->spent, word) > 0;
+    if ((f && fclose(f) != 0) || !ok)
+        note(s, "%s: %s; a remus-backupd that is restarted will not know that the VM runs here", path, strerror(errno));
 }
 
 /*
@@ -123,6 +126,56 @@ static void forget_guest(const struct standby *s)
 
     snprintf(path, sizeof(path), "%s/%s.guest", s->cfg->run_dir, s->cfg->name);
     unlink(path);
+}
+
+/*
+ * RUN_DIR/NAME.net: the network state of the checkpoint that was activated.  A daemon that starts anew must go on with
+ * the resets (R3) for as long as they take.
+ */
+static void net_path(const struct standby *s, char path[PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "%s/%s.net", s->cfg->run_dir, s->cfg->name);
+}
+
+static void keep_net_state(struct standby *s, const struct receiver_checkpoint *ck)
+{
+    char path[PATH_MAX];
+    FILE *f;
+    bool ok;
+
+    net_path(s, path);
+    f = fopen(path, "we");
+    ok = f && fwrite(ck->net, 1, ck->net_length, f) == ck->net_length;
+    if ((f && fclose(f) != 0) || !ok)
+        note(s, "%s: cannot keep the list of connections to reset, should remus-backupd end now: %s", path,
+             strerror(errno));
+}
+
+/* In place of pass: -1 when the guest's packets must stay held. */
+static int resume_net(struct standby *s, struct error *err)
+{
+    struct port *port = s->port;
+    char path[PATH_MAX];
+    struct stat st;
+    uint8_t *data;
+    size_t len;
+    FILE *f;
+    int rc;
+
+    net_path(s, path);
+    f = fopen(path, "re");
+    if (!f || fstat(fileno(f), &st) < 0 || time(NULL) - st.st_mtime > RESETS_LAST_S) {
+        if (f)
+            fclose(f);
+        port->ops->pass(port);
+        return 0;
+    }
+    data = malloc(NET_STATE_MAX);
+    len = data ? fread(data, 1, NET_STATE_MAX, f) : 0;
+    rc = data && !ferror(f) ? port->ops->activate(port, data, len, err) : error_set(err, "%s: cannot be read", path);
+    free(data);
+    fclose(f);
+    return rc;
 }
 
 static void mark_inactive(const struct standby *s)
@@ -247,6 +300,7 @@ static int open_port(struct standby *s, struct error *err)
     char guest[108], port[108];
     struct frames_port_config cfg = {
         .guest_path = guest,
+        .guest_bridge = s->cfg->guest_bridge,
         .port_path = port,
         .tap = s->cfg->tap,
         .mac = s->cfg->mac,
@@ -555,6 +609,7 @@ static void take_over(struct standby *s)
     fault_crash("backup-before-activate", ck.epoch);
     s->spent = s->session;
     forget_guest(s);
+    keep_net_state(s, &ck);
     mark_active(s, "runs"); /* before it can run: whoever comes after a crash must not welcome a primary */
     ok = activate_disks(s, ck.epoch, &err) == 0 &&
          s->replica->ops->activate(s->replica, ck.state, ck.state_length, &err) == 0;
@@ -758,8 +813,8 @@ static void find_active(struct standby *s)
     s->detector.state = DT_ACTIVE;
     if (open_port(s, &err) < 0)
         note(s, "active, but without network: %s", err.text);
-    else
-        s->port->ops->pass(s->port);
+    else if (resume_net(s, &err) < 0)
+        note(s, "active, but the guest's packets stay held: %s", err.text);
 }
 
 static void wait_a_little(struct standby *s)

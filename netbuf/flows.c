@@ -309,14 +309,17 @@ static void lose_all(struct flows *f)
 static enum flow_verdict judge(struct flows *f, struct flow *fl, const struct packet *p)
 {
     int32_t ahead = (int32_t)(p->seq - fl->id.seq); /* of what was expected */
-    unsigned parsed;
+    unsigned parsed = PARSED_END;
 
-    if (p->flags & TCP_URG || ahead > 0) {
-        lose(f, fl, ahead > 0 ? FLOW_LOST_GAP : FLOW_LOST_PACKET);
-        return FLOW_STRICT;
+    if (!(p->flags & TCP_RST)) {
+        if (p->flags & TCP_URG || ahead > 0) {
+            lose(f, fl, ahead > 0 ? FLOW_LOST_GAP : FLOW_LOST_PACKET);
+            return FLOW_STRICT;
+        }
+        parsed = follow(f, fl, p, (size_t)(-(int64_t)ahead));
     }
-    parsed = follow(f, fl, p, (size_t)(-(int64_t)ahead));
     if (p->flags & (TCP_FIN | TCP_RST)) {
+        fl->id.seq += p->flags & TCP_FIN && !fl->closed;
         fl->closed = true;
         parsed = PARSED_END;
     }

@@ -526,13 +526,17 @@ static unsigned server_packet(struct mysql *m, const uint8_t *body, size_t kept)
 
 typedef unsigned judge_fn(struct mysql *m, const uint8_t *body, size_t kept);
 
-/* The version in a greeting can be of any length; an ERR in its place has none. */
+/* The version in a greeting can be of any length. */
 static size_t skip_version(struct mysql *m, const uint8_t *data, size_t len)
 {
     const uint8_t *end;
 
     if (m->phase != GREETING || m->version_ended)
         return 0;
+    if (m->server.left == m->server.length && data[0] == 0xff) { /* an ERR: the connection ends */
+        m->server.judged = true;
+        return len;
+    }
     end = memchr(data, 0, len);
     m->version_ended = end;
     return end ? (size_t)(end - data) + 1 : len;

@@ -661,6 +661,7 @@ static int open_port(struct protection *p, struct error *err)
     char guest[108], port[108];
     struct frames_port_config cfg = {
         .guest_path = guest,
+        .guest_bridge = p->cfg->guest_bridge,
         .port_path = port,
         .tap = p->cfg->tap,
         .mac = p->cfg->mac,
