@@ -487,12 +487,14 @@ static enum page_kind encode_moved(const struct page_encoder *enc, struct page_w
                                    const uint8_t *mine, uint64_t known, struct sections *s)
 {
     const uint8_t *page = w->pages[i], *old[3] = {NULL, mine, NULL};
+    uint8_t changed[PAGE_LINES];
 
     if (w->before_pfn + 1 == w->pfns[i] && w->before_pfn != UINT64_MAX)
         old[0] = w->before;
     if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1 && w->found[i + 1])
         old[2] = w->copies[i + 1];
-    page_moves_find(&w->moves, page, old);
+    enc->words->differ(page, mine, changed);
+    page_moves_find(&w->moves, page, old, changed);
     predict(w, page, old, known);
     return put_moved(enc, w, page, s);
 }

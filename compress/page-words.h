@@ -78,6 +78,9 @@ struct page_words_ops {
     void (*put)(uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
                 uint64_t lines, struct page_parts *parts);
 
+    /* Which words differ: byte i is that of line i. */
+    void (*differ)(const uint8_t *page, const uint8_t *old, uint8_t words[PAGE_LINES]);
+
     void (*prints)(const uint8_t *page, const uint64_t *key, struct page_prints *prints);
 
     /*
