@@ -8,7 +8,7 @@
 #define RUN_MIN 3
 /* Of the pages beside, what lies as near as this in half words can have come over. */
 #define NEAR 256
-#define STEP 16
+#define STEP 32
 /* After each so many words without a hit the search looks at fewer. */
 #define MISSES 64
 /* In so many places a line that moved is looked for before it is taken that none did. */
