@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/arbiter.h"
@@ -25,6 +27,8 @@
 
 #define TICK_NS (5 * NS_PER_MS)
 #define HEALTH_NS (100 * NS_PER_MS)
+#define RESETS_LAST_S 900 /* as long as a port goes on with them */
+#define MACHINE_NS (5 * NS_PER_S)
 #define HEARTBEAT_MIN_MS 1u
 #define HEARTBEAT_MAX_MS 10000u
 #define TIMEOUT_MAX_MS 600000u
@@ -112,6 +116,68 @@ static void mark_active(const struct standby *s, const char *word)
     fclose(f);
 }
 
+/*
+ * RUN_DIR/NAME.guest is what a remusd of this host knows of a guest that it had.  The one that is about to run is another: were it
+ * protected from here later on under that name, its backup would take it for one that is out of date.
+ */
+static void forget_guest(const struct standby *s)
+{
+    char path[PATH_MAX];
+
+    snprintf(path, sizeof(path), "%s/%s.guest", s->cfg->run_dir, s->cfg->name);
+    unlink(path);
+}
+
+/*
+ * RUN_DIR/NAME.net: the network state of the checkpoint that was activated.  A daemon that starts anew must go on with
+ * the resets (R3) for as long as they take.
+ */
+static void net_path(const struct standby *s, char path[PATH_MAX])
+{
+    snprintf(path, PATH_MAX, "%s/%s.net", s->cfg->run_dir, s->cfg->name);
+}
+
+static void keep_net_state(struct standby *s, const struct receiver_checkpoint *ck)
+{
+    char path[PATH_MAX];
+    FILE *f;
+    bool ok;
+
+    net_path(s, path);
+    f = fopen(path, "we");
+    ok = f && fwrite(ck->net, 1, ck->net_length, f) == ck->net_length;
+    if ((f && fclose(f) != 0) || !ok)
+        note(s, "%s: cannot keep the list of connections to reset, should remus-backupd end now: %s", path,
+             strerror(errno));
+}
+
+/* In place of pass: -1 when the guest's packets must stay held. */
+static int resume_net(struct standby *s, struct error *err)
+{
+    struct port *port = s->port;
+    char path[PATH_MAX];
+    struct stat st;
+    uint8_t *data;
+    size_t len;
+    FILE *f;
+    int rc;
+
+    net_path(s, path);
+    f = fopen(path, "re");
+    if (!f || fstat(fileno(f), &st) < 0 || time(NULL) - st.st_mtime > RESETS_LAST_S) {
+        if (f)
+            fclose(f);
+        port->ops->pass(port);
+        return 0;
+    }
+    data = malloc(NET_STATE_MAX);
+    len = data ? fread(data, 1, NET_STATE_MAX, f) : 0;
+    rc = data && !ferror(f) ? port->ops->activate(port, data, len, err) : error_set(err, "%s: cannot be read", path);
+    free(data);
+    fclose(f);
+    return rc;
+}
+
 static void mark_inactive(const struct standby *s)
 {
     char path[PATH_MAX];
@@ -182,8 +248,9 @@ static int check_hello(struct standby *s, const struct proto_hello *hello, struc
                   hello->session, hello->heartbeat_ms, hello->timeout_ms);
         return REFUSE_PROTOCOL;
     }
+    /* Where a description comes, it tells the memory that the pages are numbers of. */
     if (strcmp(hello->platform, s->cfg->platform) != 0 ||
-        hello->pages * PAGE_SIZE != s->cfg->memory_bytes) {
+        (!(hello->features & FEATURE_MACHINE) && hello->pages * PAGE_SIZE != s->cfg->memory_bytes)) {
         error_set(err, "%s: the primary has platform %s and %" PRIu64 " MiB, the backup's section "
                   "says %s and %" PRIu64 " MiB: make them equal", s->cfg->name, hello->platform,
                   hello->pages * PAGE_SIZE >> 20, s->cfg->platform, s->cfg->memory_bytes >> 20);
@@ -233,6 +300,7 @@ static int open_port(struct standby *s, struct error *err)
     char guest[108], port[108];
     struct frames_port_config cfg = {
         .guest_path = guest,
+        .guest_bridge = s->cfg->guest_bridge,
         .port_path = port,
         .tap = s->cfg->tap,
         .mac = s->cfg->mac,
@@ -289,17 +357,37 @@ static int begin_disks(struct standby *s, const struct proto_hello *hello, bool 
     return link_send(s->link, PROTO_DISKS, 0, &iov, 1) < 0 ? error_set(err, "the primary went away") : 0;
 }
 
-static int open_replica(struct standby *s, const struct proto_hello *hello, struct error *err)
+static int open_replica(struct standby *s, const struct proto_hello *hello,
+                        const struct buffer *description, struct error *err)
 {
     const struct replica_ops *ops = replica_platform(hello->platform);
 
     if (!ops)
         return error_set(err, "this build has no platform '%s'", hello->platform);
     if (open_port(s, err) < 0 || open_disks(s, hello, err) < 0 ||
-        ops->open(&s->replica, s->cfg, hello->pages, hello->profile, err) < 0)
+        ops->open(&s->replica, s->cfg, hello->pages, hello->profile, description, err) < 0)
         return -1;
     s->receiver = receiver_new(s->replica->memory, s->replica->pages, s->cfg->memory_bytes);
     return s->receiver ? 0 : error_set(err, "no memory for the stage");
+}
+
+/* MACHINE, which the primary sends right behind its HELLO. */
+static int take_description(struct standby *s, const struct proto_hello *hello, struct buffer *into,
+                            struct error *err)
+{
+    struct record rec;
+    enum link_result r;
+
+    if (!(hello->features & FEATURE_MACHINE))
+        return 0;
+    do
+        r = link_recv(s->link, &rec, clock_ns() + MACHINE_NS, err);
+    while (r == LINK_RECORD && rec.type == PROTO_HEARTBEAT);
+    if (r == LINK_CORRUPT)
+        return -1;
+    if (r != LINK_RECORD || rec.type != PROTO_MACHINE || rec.length > VM_DESCRIPTION_MAX)
+        return error_set(err, "HELLO without a MACHINE of at most %u octets behind it", VM_DESCRIPTION_MAX);
+    return buffer_append(into, rec.body, rec.length) < 0 ? error_set(err, "no memory") : 0;
 }
 
 /* Prepares for the link in s->link and welcomes it.  0, or a refusal. */
@@ -310,13 +398,16 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
     struct proto_welcome w = {.version = (uint16_t)proto_choose_version(hello, err)};
     uint8_t body[PROTO_SMALL_MAX];
     struct iovec iov = {.iov_base = body};
+    __attribute__((cleanup(buffer_free))) struct buffer description = {0};
 
     /* Preparing the replica may take seconds; the primary sees that we live. */
     if (link_start_heartbeats(s->link, hello->heartbeat_ms * NS_PER_MS) < 0)
         return error_set(err, "cannot start a thread"), REFUSE_RESOURCES;
+    if (take_description(s, hello, &description, err) < 0)
+        return REFUSE_PROTOCOL;
     if (!resume) {
         drop_replica(s);
-        if (open_replica(s, hello, err) < 0) {
+        if (open_replica(s, hello, &description, err) < 0) {
             drop_replica(s);
             return REFUSE_RESOURCES;
         }
@@ -517,6 +608,8 @@ static void take_over(struct standby *s)
     };
     fault_crash("backup-before-activate", ck.epoch);
     s->spent = s->session;
+    forget_guest(s);
+    keep_net_state(s, &ck);
     mark_active(s, "runs"); /* before it can run: whoever comes after a crash must not welcome a primary */
     ok = activate_disks(s, ck.epoch, &err) == 0 &&
          s->replica->ops->activate(s->replica, ck.state, ck.state_length, &err) == 0;
@@ -620,7 +713,7 @@ static void publish(struct standby *s)
     if (s->receiver)
         v->epoch = held_checkpoint(s).epoch;
     v->bytes = s->bytes_before + (s->link ? link_bytes_received(s->link) : 0);
-    v->memory_bytes = s->replica ? s->replica->pages * PAGE_SIZE : 0;
+    v->memory_bytes = s->replica ? s->cfg->memory_bytes : 0;
     v->has_disks = s->journal;
     if (s->journal)
         journal_stats(s->journal, &v->disks);
@@ -717,8 +810,8 @@ static void find_active(struct standby *s)
     s->detector.state = DT_ACTIVE;
     if (open_port(s, &err) < 0)
         note(s, "active, but without network: %s", err.text);
-    else
-        s->port->ops->pass(s->port);
+    else if (resume_net(s, &err) < 0)
+        note(s, "active, but the guest's packets stay held: %s", err.text);
 }
 
 static void wait_a_little(struct standby *s)

@@ -122,7 +122,7 @@ static int bench_flows(void)
     printf(
         "{\"case\": \"gate-pgsql\", \"octets\": %zu, \"ns_per_frame\": %.0f, \"passed\": %.3f}\n",
         54 + sizeof(row) - 1, (double)spent / (CONNS * ROUNDS),
-        (double)stats.passed_frames / (CONNS * ROUNDS));
+        (double)stats.by[FLOW_OPEN] / (CONNS * ROUNDS));
     buffer_free(&b);
     gate_free(g);
     return 0;
@@ -162,7 +162,7 @@ static void run_epochs(struct port *p, struct buffer *b, uint64_t *epoch, uint64
 static int bench_port(size_t len)
 {
     char dir[] = "/tmp/bench-netbuf-XXXXXX", guest_path[64], port_path[64];
-    struct frames_port_config cfg = {guest_path, port_path, "bench0", "", QUEUE, NULL};
+    struct frames_port_config cfg = {guest_path, port_path, "bench0", "", QUEUE, NULL, false, NULL};
     struct port_stats before, after;
     struct buffer b = {0};
     struct error err;
@@ -233,5 +233,5 @@ int bench_netbuf(int argc, char **argv)
     for (unsigned i = 0; i < 2; i++)
         if (bench_port(octets[i]))
             return 1;
-    return 0;
+    return bench_netbuf_pgsql();
 }

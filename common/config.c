@@ -145,18 +145,22 @@ static int set_arbiter(const struct key *key, void *field, const char *value)
     return *value == '/' ? take_string(field, value) : -1;
 }
 
-/* An interface name as Linux takes it (dev_valid_name), or unix:PATH. */
-static int set_tap(const struct key *key, void *field, const char *value)
+/* A name as Linux takes it (dev_valid_name). */
+static int set_interface(const struct key *key, void *field, const char *value)
 {
     (void)key;
-    if (strncmp(value, "unix:", 5) == 0) {
-        if (value[5] != '/' || strlen(value + 5) > UNIX_PATH_MAX)
-            return -1;
-    } else if (!*value || strlen(value) > CONFIG_TAPLEN_MAX || strpbrk(value, "/: ") ||
-               strcmp(value, ".") == 0 || strcmp(value, "..") == 0) {
+    if (!*value || strlen(value) > CONFIG_TAPLEN_MAX || strpbrk(value, "/: ") || strcmp(value, ".") == 0 ||
+        strcmp(value, "..") == 0)
         return -1;
-    }
     return take_string(field, value);
+}
+
+/* An interface's name, or unix:PATH. */
+static int set_tap(const struct key *key, void *field, const char *value)
+{
+    if (strncmp(value, "unix:", 5) != 0)
+        return set_interface(key, field, value);
+    return value[5] != '/' || strlen(value + 5) > UNIX_PATH_MAX ? -1 : take_string(field, value);
 }
 
 static int set_mac(const struct key *key, void *field, const char *value)
@@ -175,35 +179,44 @@ static int set_mac(const struct key *key, void *field, const char *value)
     return first & 1 || zero == 12 ? -1 : take_string(field, value);
 }
 
-int config_next_service(const char **at, char protocol[16], uint16_t *port)
+int config_next_service(const char **at, char protocol[16], uint16_t *value)
 {
-    unsigned n;
-    int len;
+    unsigned long n;
+    bool mark;
+    int len = 0;
+    char *end;
 
     *at += strspn(*at, " ");
     if (!**at)
         return 0;
-    if (sscanf(*at, "%15[a-z]:%5u%n", protocol, &n, &len) != 2 || n < 1 || n > 65535 ||
-        ((*at)[len] && (*at)[len] != ' ') || (*at)[len - 1] == ':')
+    if (sscanf(*at, "%15[a-z]:%n", protocol, &len) != 1 || !isdigit((unsigned char)(*at)[len]) || !len)
         return -1;
-    *port = (uint16_t)n;
-    *at += len;
+    mark = strcmp(protocol, "dscp") == 0;
+    n = strtoul(*at + len, &end, mark ? 0 : 10);
+    if (n < 1 || n > (mark ? 63 : 65535) || (*end && *end != ' '))
+        return -1;
+    *value = (uint16_t)n;
+    *at = end;
     return 1;
 }
 
 static int set_services(const struct key *key, void *field, const char *value)
 {
+    unsigned count = 0, marks = 0;
     const char *at = value;
     char protocol[16];
-    unsigned count = 0;
-    uint16_t port;
+    uint16_t n;
     int rc;
 
     (void)key;
-    while ((rc = config_next_service(&at, protocol, &port)) > 0)
-        if (strcmp(protocol, "pgsql") != 0 || ++count > CONFIG_SERVICES_MAX)
+    while ((rc = config_next_service(&at, protocol, &n)) > 0) {
+        marks += strcmp(protocol, "dscp") == 0;
+        if ((strcmp(protocol, "pgsql") != 0 && strcmp(protocol, "mysql") != 0 &&
+             strcmp(protocol, "dscp") != 0) ||
+            ++count > CONFIG_SERVICES_MAX)
             return -1;
-    return rc < 0 || count == 0 ? -1 : take_string(field, value);
+    }
+    return rc < 0 || count == 0 || marks > 1 ? -1 : take_string(field, value);
 }
 
 #define TOP(field) offsetof(struct config, field)
@@ -244,7 +257,8 @@ static const struct key vm_keys[] = {
     {"disk-queue", set_mib, VM(disk_queue_bytes), "32", "MiB", 1, 65536, NULL},
     {"disk-sync-rate", set_mib, VM(disk_sync_rate), "0", "MiB", 0, 65536, NULL},
     {"disk-journal", set_mib, VM(disk_journal_bytes), "256", "MiB", 16, 65536, NULL},
-    {"platform", set_word, VM(platform), "qemu", "qemu or fake", 0, 0, WORDS("qemu", "fake")},
+    {"platform", set_word, VM(platform), "qemu", "qemu, xen or fake", 0, 0,
+     WORDS("qemu", "xen", "fake")},
     {"memory", set_mib, VM(memory_bytes), "128", "MiB", 16, 4194304, NULL},
     {"cpus", set_number, VM(cpus), "1", "processors", 1, 255, NULL},
     {"tracker", set_word, VM(tracker), "auto", "auto, uffd or compare", 0, 0,
@@ -253,8 +267,11 @@ static const struct key vm_keys[] = {
      NULL},
     {"mac", set_mac, VM(mac), NULL, "six octets as in 52:54:00:12:34:56, no multicast address", 0,
      0, NULL},
+    {"guest-bridge", set_interface, VM(guest_bridge), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
     {"services", set_services, VM(services), NULL,
-     "pgsql:PORT, at most 16 of them with blanks in between", 0, 0, NULL},
+     "pgsql:PORT, mysql:PORT or dscp:MARK (1 to 63, once), at most 16 of them with blanks in between", 0, 0, NULL},
+    {"open-when", set_enum, VM(open_when), "active", "active or in-transaction", 0, 0,
+     WORDS("in-transaction", "active")},
     {"qemu", set_text, VM(qemu), "qemu-system-x86_64", "", 0, 0, NULL},
     {"accelerator", set_word, VM(accelerator), "auto", "auto, kvm or tcg", 0, 0,
      WORDS("auto", "kvm", "tcg")},
@@ -485,6 +502,14 @@ static int check_vm(const struct vm_config *vm, int end)
     if (*vm->services && !*vm->tap)
         return fail(line_of("services", end), vm,
                     "services needs tap: without a network there are none");
+    if (strcmp(vm->platform, "xen") == 0 && vm->disk_count)
+        return fail(end, vm, "platform = xen has no disks yet");
+    if (strcmp(vm->platform, "xen") == 0 ? !*vm->tap != !*vm->guest_bridge : *vm->guest_bridge)
+        return fail(line_of("guest-bridge", line_of("tap", end)), vm,
+                    "tap and guest-bridge go together with platform = xen, and guest-bridge only there");
+    if (*vm->guest_bridge && (strlen(vm->tap) > CONFIG_TAPLEN_MAX - 2 || strchr(vm->tap, ':')))
+        return fail(line_of("tap", end), vm, "tap: want an interface name of at most %d octets, TAP-g is one too",
+                    CONFIG_TAPLEN_MAX - 2);
     if (strcmp(vm->platform, "qemu") == 0 && !*vm->kernel)
         return fail(end, vm, "kernel is missing: platform = qemu boots a Linux kernel");
     return 0;

@@ -21,6 +21,7 @@
 
 enum degrade_policy { DEGRADE_HOLD, DEGRADE_RELEASE, DEGRADE_STOP };
 enum takeover_policy { TAKEOVER_MANUAL, TAKEOVER_AUTOMATIC };
+enum open_when { OPEN_IN_TRANSACTION, OPEN_ACTIVE };
 
 /*
  * One `vm NAME { ... }` section.  Strings are owned by the config and never NULL (empty when not
@@ -54,14 +55,16 @@ struct vm_config {
     size_t disk_journal_bytes;/* 256 MiB: backup's journal file */
 
     /* the machine */
-    char *platform;           /* "qemu" or "fake" */
+    char *platform;           /* "qemu", "xen" or "fake" */
     uint64_t memory_bytes;    /* multiple of the page size */
     unsigned cpus;
     char *tracker;            /* "auto", "uffd" or "compare" */
     char *tap;                /* interface that the guest's frames leave through; "" = no network;
                                  "unix:PATH" as in struct frames_port_config (tests) */
     char *mac;                /* never "" when tap is set */
+    char *guest_bridge;       /* platform = xen: bridge of the guest's vif; "" = none */
     char *services;           /* for config_next_service(); "" = none */
+    enum open_when open_when; /* active */
 
     /* platform = qemu */
     char *qemu;               /* binary */
@@ -100,11 +103,11 @@ bool config_good_name(const char *name);
 const struct vm_config *config_vm(const struct config *cfg, const char *name);
 
 /*
- * The services of a VM, `PROTOCOL:PORT ...`, one a call: 1 and *at moved behind it, 0 at the end, -1
- * when there is something else.
+ * The services of a VM, `PROTOCOL:PORT ...` or `dscp:MARK`, one a call: 1 and *at moved behind it, 0
+ * at the end, -1 when there is something else.
  */
 #define CONFIG_SERVICES_MAX 16
-int config_next_service(const char **at, char protocol[16], uint16_t *port);
+int config_next_service(const char **at, char protocol[16], uint16_t *value);
 
 /* Splits HOST:PORT ([V6]:PORT too) into two strings for getaddrinfo(3). */
 int config_split_address(const char *address, char host[256], char port[16], struct error *err);

@@ -30,7 +30,7 @@ static const char *const type_names[PROTO_TYPE_MAX + 1] = {
     [PROTO_NET] = "NET",             [PROTO_END] = "END",         [PROTO_ACK] = "ACK",
     [PROTO_GOODBYE] = "GOODBYE",     [PROTO_HANDOVER] = "HANDOVER",
     [PROTO_ACTIVATED] = "ACTIVATED", [PROTO_DISK] = "DISK",       [PROTO_DISK_END] = "DISK_END",
-    [PROTO_DISKS] = "DISKS",         [PROTO_COMPARED] = "COMPARED",
+    [PROTO_DISKS] = "DISKS",         [PROTO_COMPARED] = "COMPARED", [PROTO_MACHINE] = "MACHINE",
 };
 
 const char *proto_type_name(unsigned type)
@@ -62,7 +62,8 @@ void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *
 
 static bool large(unsigned type)
 {
-    return type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK;
+    return type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK ||
+           type == PROTO_MACHINE;
 }
 
 int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err)

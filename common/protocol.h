@@ -20,7 +20,7 @@
 #define PROTO_HEADER_LEN 24
 #define PROTO_CHECKED 16 /* octets of it before the checksum */
 #define PROTO_BODY_MAX (2u << 20)   /* octets in one record's body */
-#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, state and net */
+#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, state, net, disk, machine */
 #define PROTO_PORT "7910"
 
 /* Types of records.  P: primary to backup, B: backup to primary. */
@@ -41,12 +41,14 @@ enum proto_type {
     PROTO_DISK_END = 14,  /* P: all changes of the epoch were sent */
     PROTO_DISKS = 15,     /* B: before WELCOME: what the backup has of each disk */
     PROTO_COMPARED = 16,  /* B: blocks of disks that were compared, and those that differ */
+    PROTO_MACHINE = 17,   /* P: behind HELLO: the platform's description of the machine, opaque here */
 };
-#define PROTO_TYPE_MAX 16
+#define PROTO_TYPE_MAX 17
 
 #define FEATURE_DISKS UINT64_C(1) /* DISK, DISK_END, DISKS; HELLO names the disks */
 #define FEATURE_DISK_CHECKS UINT64_C(2) /* CHECK entries in DISK, COMPARED, DISK_COMPARE in DISKS */
-#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS)
+#define FEATURE_MACHINE UINT64_C(4) /* MACHINE follows a HELLO without HELLO_QUERY */
+#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_MACHINE)
 
 enum proto_refusal {
     REFUSE_PROTOCOL = 1,  /* malformed or out of order */

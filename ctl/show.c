@@ -286,6 +286,35 @@ static void show_checkpoints(const json_t *vm)
            PERCENT("cpu_share"));
 }
 
+/* "3 this, 2 that": the members of an object that are not zero. */
+static const char *counts(json_t *object)
+{
+    static char text[256];
+    const char *key;
+    json_t *v;
+    size_t n = 0;
+
+    strcpy(text, "none");
+    json_object_foreach(object, key, v)
+        if (json_integer_value(v) && n < sizeof(text))
+            n += (size_t)snprintf(text + n, sizeof(text) - n, "%s%" JSON_INTEGER_FORMAT " %s",
+                                  n ? ", " : "", json_integer_value(v), key);
+    return text;
+}
+
+static void show_connections(const json_t *vm)
+{
+    const json_t *net = json_object_get(vm, "net"), *flows = json_object_get(net, "flows");
+
+    if (!json_is_object(flows))
+        return;
+    printf("  %-15s%s open, %s held, %s strict; became strict: ", "connections",
+           COUNT("net.flows.open"), COUNT("net.flows.held"), COUNT("net.flows.strict"));
+    printf("%s\n", counts(json_object_get(flows, "lost")));
+    printf("  %-15sframes that waited: %s; at once: ", "", counts(json_object_get(net, "held")));
+    printf("%s\n", counts(json_object_get(net, "passed")));
+}
+
 /* Whether disk and memory are in step, first. */
 static void show_primary_disks(const json_t *vm)
 {
@@ -328,10 +357,7 @@ static void show_primary(const json_t *vm)
         printf("  %-15sheld for p50 %s ms, p99 %s ms; guest slowed by a full queue for %s ms\n", "",
                MS("net.hold_ms.p50"), MS("net.hold_ms.p99"), COUNT("net.full_ms"));
     }
-    if (json_is_object(json_object_get(json_object_get(vm, "net"), "flows")))
-        printf("  %-15sconnections: %s open, %s held, %s strict; %s frames did not wait\n", "",
-               COUNT("net.flows.open"), COUNT("net.flows.held"), COUNT("net.flows.strict"),
-               COUNT("net.passed_frames"));
+    show_connections(vm);
     show_primary_disks(vm);
     if (json_is_object(json_object_get(vm, "staging")))
         printf("  %-15s%s of %s, pauses stretched by a full buffer %s\n", "staging",

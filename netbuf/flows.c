@@ -8,14 +8,22 @@
 #define NONE UINT32_MAX
 #define EVICT_LOOK 16u /* entries looked at to find a place in a full table */
 
+const char *const flow_verdict_names[FLOW_VERDICTS] = {"other", "untracked", "strict", "outside",
+                                                       "begun", "behind",    "open"};
+const char *const flow_lost_names[FLOW_LOSSES] = {"gap", "packet", "encrypted", "replication",
+                                                  "protocol"};
+
 enum mode { FREE, HELD, OPEN, STRICT };
 
 struct flow {
-    struct net_flow id; /* also where the guest's stream is: id.seq is the next new octet */
-    const struct parser *parser;
+    struct net_flow id;  /* also where the guest's stream is: id.seq is the next new octet */
+    uint32_t client_seq; /* where the client's is */
+    const struct parser *parser; /* NULL: the guest marks its packets */
     _Alignas(8) uint8_t state[PARSER_STATE_MAX];
     enum mode mode;
     bool wish;   /* held, and wants to be open */
+    bool block;  /* inside of a transaction */
+    uint8_t linger; /* outside of one: barriers without a packet queued that it stays open for */
     bool active; /* in flows->active */
     bool closed; /* the guest has sent FIN or RST */
     /* Every checkpoint taken since this one, and it, lists the flow; 0: the last one taken does
@@ -32,6 +40,7 @@ struct flows {
         const struct parser *parser;
     } service[FLOWS_SERVICES_MAX];
     unsigned services;
+    uint8_t mark; /* 0: none */
 
     struct flow *flow;
     unsigned max;
@@ -44,6 +53,7 @@ struct flows {
      * only. */
     uint32_t *active;
     unsigned actives;
+    uint8_t linger;
     bool all_lost; /* no flow is anything but strict */
 
     struct flows_stats stats;
@@ -104,6 +114,11 @@ int flows_add_service(struct flows *f, uint16_t port, const struct parser *parse
     return 0;
 }
 
+void flows_linger(struct flows *f, uint8_t checkpoints)
+{
+    f->linger = checkpoints;
+}
+
 static const struct parser *service_of(const struct flows *f, uint16_t port)
 {
     for (unsigned i = 0; i < f->services; i++)
@@ -112,6 +127,20 @@ static const struct parser *service_of(const struct flows *f, uint16_t port)
     return NULL;
 }
 
+void flows_set_mark(struct flows *f, uint8_t dscp)
+{
+    f->mark = dscp;
+}
+
+bool flows_reads_clients(const struct flows *f)
+{
+    for (unsigned i = 0; i < f->services; i++)
+        if (f->service[i].parser->from_client)
+            return true;
+    return false;
+}
+
+/* Of a packet that the guest sends. */
 static void identify(struct net_flow *id, const struct packet *p)
 {
     size_t ip_len = p->family == 4 ? 4 : 16;
@@ -214,10 +243,12 @@ static void begin(struct flows *f, struct flow *fl, const struct parser *parser,
     f->all_lost = false;
     fl->parser = parser;
     fl->mode = HELD;
-    fl->wish = fl->closed = false;
+    fl->wish = fl->closed = fl->block = false;
     fl->id.seq = p->seq + 1;
+    fl->client_seq = p->ack;
     memset(fl->state, 0, sizeof(fl->state));
-    parser->init(fl->state);
+    if (parser)
+        parser->init(fl->state);
 }
 
 static struct flow *add(struct flows *f, const struct parser *parser, const struct net_flow *id)
@@ -238,25 +269,30 @@ static struct flow *add(struct flows *f, const struct parser *parser, const stru
     return fl;
 }
 
-static void lose(struct flows *f, struct flow *fl)
+static void lose(struct flows *f, struct flow *fl, enum flow_lost why)
 {
     if (fl->mode != STRICT)
-        f->stats.lost++;
+        f->stats.lost[why]++;
     fl->mode = STRICT;
     fl->wish = false;
 }
 
-/* Hands the parser what is new in the packet; PARSED_ flags. */
-static unsigned follow(struct flow *fl, const struct packet *p)
+static enum flow_lost parser_lost(unsigned parsed)
 {
-    int32_t ahead = (int32_t)(p->seq - fl->id.seq); /* of what was expected */
-    size_t old = (size_t)(-(int64_t)ahead);
+    if (parsed & PARSED_ENCRYPTED)
+        return FLOW_LOST_ENCRYPTED;
+    return parsed & PARSED_REPLICATION ? FLOW_LOST_REPLICATION : FLOW_LOST_PROTOCOL;
+}
 
-    if (p->flags & TCP_URG || ahead > 0)
-        return PARSED_LOST;
+/* Hands the parser what is new in the packet, whose first octet is `old` behind the expected one;
+ * PARSED_ flags. */
+static unsigned follow(const struct flows *f, struct flow *fl, const struct packet *p, size_t old)
+{
     if (old >= p->data_len) /* sent before: whatever it was, it has been judged */
-        return fl->parser->from_guest(fl->state, NULL, 0);
+        return fl->block ? PARSED_IN_BLOCK : 0;
     fl->id.seq += (uint32_t)(p->data_len - old);
+    if (!fl->parser)
+        return p->dscp == f->mark ? PARSED_IN_BLOCK : PARSED_END;
     return fl->parser->from_guest(fl->state, p->data + old, p->data_len - old);
 }
 
@@ -265,42 +301,89 @@ static void lose_all(struct flows *f)
 {
     for (unsigned i = 0; !f->all_lost && i < f->max; i++)
         if (f->flow[i].mode != FREE)
-            lose(f, &f->flow[i]);
+            lose(f, &f->flow[i], FLOW_LOST_PACKET);
     f->all_lost = true;
 }
 
-bool flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow)
+/* A packet of a flow that is not strict. */
+static enum flow_verdict judge(struct flows *f, struct flow *fl, const struct packet *p)
+{
+    int32_t ahead = (int32_t)(p->seq - fl->id.seq); /* of what was expected */
+    unsigned parsed = PARSED_END;
+
+    if (!(p->flags & TCP_RST)) {
+        if (p->flags & TCP_URG || ahead > 0) {
+            lose(f, fl, ahead > 0 ? FLOW_LOST_GAP : FLOW_LOST_PACKET);
+            return FLOW_STRICT;
+        }
+        parsed = follow(f, fl, p, (size_t)(-(int64_t)ahead));
+    }
+    if (p->flags & (TCP_FIN | TCP_RST)) {
+        fl->id.seq += p->flags & TCP_FIN && !fl->closed;
+        fl->closed = true;
+        parsed = PARSED_END;
+    }
+    if (parsed & PARSED_LOST) {
+        lose(f, fl, parser_lost(parsed));
+        return FLOW_STRICT;
+    }
+    if (parsed & PARSED_END) {
+        fl->mode = HELD;
+        fl->linger = fl->block ? f->linger : 0;
+        fl->wish = fl->linger > 0;
+        fl->block = false;
+    }
+    if (parsed & PARSED_IN_BLOCK) {
+        fl->block = true;
+        fl->wish = fl->mode == HELD;
+    }
+    if (fl->closed)
+        fl->wish = fl->block = false;
+    if (fl->wish)
+        set_active(f, fl);
+    if (fl->mode == OPEN)
+        return fl->queued == 0 ? FLOW_OPEN : FLOW_BEHIND;
+    return parsed & PARSED_END || !fl->block ? FLOW_OUTSIDE : FLOW_BEGUN;
+}
+
+static bool begins_flow(const struct flows *f, const struct parser *parser, const struct packet *p)
+{
+    if (parser)
+        return p->flags & TCP_SYN && p->flags & TCP_ACK;
+    return p->dscp == f->mark && p->data_len > 0 && !(p->flags & TCP_SYN);
+}
+
+enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow)
 {
     const struct parser *parser;
     struct net_flow id;
     struct flow *fl;
-    unsigned parsed;
 
     *flow = 0;
     if (p->tcp == PACKET_TCP_UNPLACED)
         lose_all(f);
     if (p->tcp != PACKET_TCP)
-        return false;
+        return FLOW_OTHER;
     parser = service_of(f, p->sport);
-    if (!parser)
-        return false;
+    if (!parser && !f->mark)
+        return FLOW_OTHER;
     identify(&id, p);
     fl = find(f, &id);
-    if (!fl && p->flags & TCP_SYN && p->flags & TCP_ACK && net_flow_is_valid(&id))
+    if (!fl && net_flow_is_valid(&id) && begins_flow(f, parser, p))
         fl = add(f, parser, &id);
     if (!fl)
-        return false;
+        return parser ? FLOW_UNTRACKED : FLOW_OTHER;
     *flow = (uint32_t)(fl - f->flow) + 1;
     fl->seen = now;
     if (!net_flow_is_valid(&id)) {
-        lose(f, fl);
-        return false;
+        lose(f, fl, FLOW_LOST_PACKET);
+        return FLOW_STRICT;
     }
     if (p->flags & TCP_SYN) {
         begin(f, fl, parser, p);
         if (p->data_len || !(p->flags & TCP_ACK))
-            lose(f, fl);
-        return false;
+            lose(f, fl, FLOW_LOST_PACKET);
+        return FLOW_OUTSIDE;
     }
     if (p->flags & TCP_ACK)
         fl->id.ack = p->ack;
@@ -308,27 +391,43 @@ bool flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t 
     memcpy(fl->id.mac, id.mac, 6);
     if (fl->mode == STRICT) {
         fl->closed |= (p->flags & (TCP_FIN | TCP_RST)) != 0;
-        return false;
+        return FLOW_STRICT;
     }
+    return judge(f, fl, p);
+}
 
-    parsed = follow(fl, p);
-    if (p->flags & (TCP_FIN | TCP_RST)) {
-        fl->closed = true;
-        parsed = PARSED_END;
+void flows_received(struct flows *f, const struct packet *p)
+{
+    const struct parser *parser = p->tcp == PACKET_TCP ? service_of(f, p->dport) : NULL;
+    struct packet back = *p;
+    struct net_flow id;
+    struct flow *fl;
+    int32_t ahead;
+    unsigned parsed;
+    size_t old;
+
+    if (!parser || !parser->from_client || p->data_len == 0 || p->flags & TCP_SYN)
+        return;
+    back.src = p->dst;
+    back.dst = p->src;
+    back.sport = p->dport;
+    back.dport = p->sport;
+    identify(&id, &back);
+    fl = find(f, &id);
+    if (!fl || fl->mode == STRICT)
+        return;
+    ahead = (int32_t)(p->seq - fl->client_seq);
+    old = (size_t)(-(int64_t)ahead);
+    if (p->flags & TCP_URG || ahead > 0) {
+        lose(f, fl, ahead > 0 ? FLOW_LOST_GAP : FLOW_LOST_PACKET);
+        return;
     }
-    if (parsed & PARSED_LOST) {
-        lose(f, fl);
-        return false;
-    }
-    if (parsed & PARSED_END) {
-        fl->mode = HELD;
-        fl->wish = false;
-    }
-    if (parsed & PARSED_IN_BLOCK && fl->mode == HELD && !fl->closed) {
-        fl->wish = true;
-        set_active(f, fl);
-    }
-    return fl->mode == OPEN && fl->queued == 0;
+    if (old >= p->data_len)
+        return;
+    fl->client_seq += (uint32_t)(p->data_len - old);
+    parsed = parser->from_client(fl->state, p->data + old, p->data_len - old);
+    if (parsed & PARSED_LOST)
+        lose(f, fl, parser_lost(parsed));
 }
 
 void flows_queued(struct flows *f, uint32_t flow)
@@ -353,6 +452,14 @@ void flows_barrier(struct flows *f, uint64_t epoch, struct buffer *out, size_t s
 {
     for (unsigned i = f->actives; i-- > 0;) {
         struct flow *fl = &f->flow[f->active[i]];
+        if (fl->mode != STRICT && !fl->block) {
+            if (fl->linger == 0) {
+                fl->mode = HELD;
+                fl->wish = false;
+            } else if (fl->queued == 0) {
+                fl->linger--;
+            }
+        }
         if (fl->mode == OPEN || fl->wish) {
             net_state_add_flow(out, state, &fl->id);
             if (!fl->listed_since)

@@ -3,8 +3,8 @@
  * Commit protection: which connections may show their client more than the last acknowledged
  * checkpoint knows. Pure; the gate drives it.
  *
- * A flow is a TCP connection to a port of the guest that was declared a service.  It is followed
- * from the guest's SYN-ACK on, by what the guest sends alone, and is always one of
+ * A flow is a TCP connection to a port of the guest that was declared a service, followed from the
+ * guest's SYN-ACK on; or one whose packets the guest marks.  It is always one of
  *
  *   held     its packets wait for their epoch; may wish to become open, when a transaction begins
  *   open     its packets pass at once; every checkpoint lists it, and a takeover resets it
@@ -29,10 +29,34 @@
 
 #define FLOWS_SERVICES_MAX 16u /* as CONFIG_SERVICES_MAX */
 
+/* What becomes of a packet, and why.  All but FLOW_OPEN wait. */
+enum flow_verdict {
+    FLOW_OTHER,     /* no connection to a service */
+    FLOW_UNTRACKED, /* one that found no place in the table, or was there before us */
+    FLOW_STRICT,
+    FLOW_OUTSIDE, /* ends a transaction, or is outside of one */
+    FLOW_BEGUN,   /* inside of one that no acknowledged checkpoint lists yet */
+    FLOW_BEHIND,  /* behind packets of its flow that wait */
+    FLOW_OPEN,    /* may pass at once */
+    FLOW_VERDICTS,
+};
+extern const char *const flow_verdict_names[FLOW_VERDICTS];
+
+/* Why a flow became strict. */
+enum flow_lost {
+    FLOW_LOST_GAP,    /* a part of the stream was not seen */
+    FLOW_LOST_PACKET, /* fragment, urgent data, no address of a station, data with a SYN */
+    FLOW_LOST_ENCRYPTED,
+    FLOW_LOST_REPLICATION,
+    FLOW_LOST_PROTOCOL, /* what the parser cannot follow */
+    FLOW_LOSSES,
+};
+extern const char *const flow_lost_names[FLOW_LOSSES];
+
 struct flows_stats {
     uint64_t held, open, strict; /* flows now */
     uint64_t untracked;          /* connections that found no place in the table, all time */
-    uint64_t lost;               /* flows that became strict, all time */
+    uint64_t lost[FLOW_LOSSES];  /* flows that became strict, all time */
 };
 
 struct flows;
@@ -41,15 +65,34 @@ struct flows;
 struct flows *flows_new(unsigned max);
 void flows_free(struct flows *f);
 
+/*
+ * An open flow stays open, and listed, for so many checkpoints after the end of its transaction has
+ * left: the next one, if it begins by then, does not wait for a checkpoint that lists it.  A
+ * takeover resets it meanwhile. 0 at the beginning.
+ */
+void flows_linger(struct flows *f, uint8_t checkpoints);
+
 /* Connections to `port` speak `parser`'s protocol.  -1 with ENOSPC beyond FLOWS_SERVICES_MAX. */
 int flows_add_service(struct flows *f, uint16_t port, const struct parser *parser);
 
 /*
- * The guest sends p.  True: it may pass at once.  False: it must wait.  *flow: number of its flow,
- * 0 when it has none; whoever queues the packet says flows_queued(), and flows_left() when it has
- * left the queue.
+ * On all other connections the guest says itself what need not wait: data in packets with this DSCP
+ * (1 to 63) is inside of a transaction, all other data ends one.  A flow begins with its first
+ * marked packet.
  */
-bool flows_sent(struct flows *f, const struct packet *p, uint64_t now, uint32_t *flow);
+void flows_set_mark(struct flows *f, uint8_t dscp);
+
+/*
+ * The guest sends p.  *flow: number of its flow, 0 when it has none; whoever queues the packet says
+ * flows_queued(), and flows_left() when it has left the queue.
+ */
+enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t now,
+                             uint32_t *flow);
+/* A client sends p, and the guest will get it. */
+void flows_received(struct flows *f, const struct packet *p);
+/* Does it matter what clients send? */
+bool flows_reads_clients(const struct flows *f);
+
 void flows_queued(struct flows *f, uint32_t flow);
 void flows_left(struct flows *f, uint32_t flow);
 

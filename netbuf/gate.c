@@ -72,6 +72,29 @@ int gate_add_service(struct gate *g, uint16_t port, const struct parser *parser)
     return flows_add_service(g->flows, port, parser);
 }
 
+void gate_linger(struct gate *g, uint8_t checkpoints)
+{
+    flows_linger(g->flows, checkpoints);
+}
+
+void gate_set_mark(struct gate *g, uint8_t dscp)
+{
+    flows_set_mark(g->flows, dscp);
+}
+
+bool gate_reads_clients(const struct gate *g)
+{
+    return g->flows && flows_reads_clients(g->flows);
+}
+
+void gate_receive(struct gate *g, const uint8_t *frame, size_t len)
+{
+    struct packet p;
+
+    if (packet_parse(&p, frame, len))
+        flows_received(g->flows, &p);
+}
+
 size_t gate_room(const struct gate *g)
 {
     return frame_ring_room(&g->queue, GATE_FRAME_MAX);
@@ -81,7 +104,7 @@ enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, ui
 {
     struct packet p;
     uint32_t flow = 0;
-    bool pass = false;
+    enum flow_verdict verdict = FLOW_OTHER;
 
     if (len > GATE_FRAME_MAX || !packet_parse(&p, frame, len)) {
         g->stats.refused++;
@@ -91,10 +114,14 @@ enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, ui
         return GATE_FULL;
     net_addresses_learn(&g->addresses, &p, now);
     if (g->flows)
-        pass = flows_sent(g->flows, &p, now, &flow);
-    if (pass && g->holding && frame_ring_put(&g->express, frame, len, flow, now)) {
-        g->expresses++;
-        return GATE_PASSED;
+        verdict = flows_sent(g->flows, &p, now, &flow);
+    if (verdict == FLOW_OPEN && g->holding) {
+        if (frame_ring_put(&g->express, frame, len, flow, now)) {
+            g->expresses++;
+            g->stats.by[FLOW_OPEN]++;
+            return GATE_PASSED;
+        }
+        verdict = FLOW_BEHIND;
     }
     frame_ring_put(&g->queue, frame, len, flow, now);
     if (g->flows)
@@ -105,8 +132,11 @@ enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, ui
         g->stats.held_frames_max = g->next - g->first;
     if (!g->full_since && gate_room(g) == 0)
         g->full_since = now;
-    if (g->holding)
+    if (g->holding) {
+        g->stats.by[verdict]++;
         return GATE_HELD;
+    }
+    g->stats.unprotected++;
     g->leave = g->next;
     return GATE_PASSED;
 }
@@ -182,7 +212,6 @@ static void pop_express(struct gate *g)
 
     g->stats.out_bytes += frame_ring_next(&g->express, &at)->len;
     g->stats.out_frames++;
-    g->stats.passed_frames++;
     g->expresses--;
     frame_ring_drop(&g->express);
 }
@@ -192,7 +221,8 @@ static void pop_queue(struct gate *g, uint64_t now)
     size_t at = g->queue.head;
     const struct frame_record *r = frame_ring_next(&g->queue, &at);
 
-    hold_time_add(&g->hold_time, now - r->sent);
+    if (g->holding)
+        hold_time_add(&g->hold_time, now - r->sent);
     if (g->flows)
         flows_left(g->flows, r->flow);
     g->stats.out_frames++;

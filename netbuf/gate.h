@@ -46,7 +46,8 @@ struct gate_stats {
     uint64_t refused;
     uint64_t full_ns;                  /* time without room */
     uint64_t hold_p50_ns, hold_p99_ns; /* from gate_send() to gate_pop(), of those that waited */
-    uint64_t passed_frames;            /* that commit protection let pass */
+    uint64_t by[FLOW_VERDICTS];        /* frames that came while the gate held, by what became of them */
+    uint64_t unprotected;              /* frames that came while it did not */
     struct flows_stats flows;
 };
 
@@ -63,8 +64,21 @@ void gate_free(struct gate *g);
 /* Connections to the guest's `port` are commit-protected.  Needs flows_max > 0; -1 with ENOSPC. */
 int gate_add_service(struct gate *g, uint16_t port, const struct parser *parser);
 
+/* See flows_linger(). */
+void gate_linger(struct gate *g, uint8_t checkpoints);
+
 /* Copies the frame.  now: ns, never less than in the call before. */
 enum gate_verdict gate_send(struct gate *g, const uint8_t *frame, size_t len, uint64_t now);
+
+/* On all other connections the guest marks what may pass; see flows_set_mark(). */
+void gate_set_mark(struct gate *g, uint8_t dscp);
+
+/*
+ * A frame from the network that the guest will get, before it gets it.  It is not queued: this is
+ * for parsers that need the clients' side. gate_reads_clients(): there are such.
+ */
+void gate_receive(struct gate *g, const uint8_t *frame, size_t len);
+bool gate_reads_clients(const struct gate *g);
 
 /*
  * How many frames of any length are sure to fit.  A port that takes no more than that from the

@@ -49,6 +49,7 @@ static void parse_ipv4(struct packet *p, const uint8_t *l3, size_t len)
     if (len < IPV4_HEADER || l3[0] >> 4 != 4)
         return;
     p->family = 4;
+    p->dscp = l3[1] >> 2;
     p->src = l3 + 12;
     p->dst = l3 + 16;
     if (l3[9] != IP_TCP)
@@ -69,6 +70,7 @@ static void parse_ipv6(struct packet *p, const uint8_t *l3, size_t len)
     if (len < IPV6_HEADER || l3[0] >> 4 != 6)
         return;
     p->family = 6;
+    p->dscp = (uint8_t)((get_be16(l3) >> 4 & 0xff) >> 2);
     p->src = l3 + 8;
     p->dst = l3 + 24;
     next = l3[6];

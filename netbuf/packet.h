@@ -39,6 +39,7 @@ struct packet {
     unsigned tags;
     uint16_t ethertype;       /* behind the tags */
     unsigned family;          /* 4, 6, or 0: no address of the sender in it */
+    uint8_t dscp;             /* RFC 2474; 0 without an IP header */
     const uint8_t *src, *dst; /* 4 or 16 octets; NULL when family is 0 */
 
     enum packet_tcp tcp;

@@ -2,12 +2,14 @@
 /*
  * What a PostgreSQL server sends (protocol 3, "Frontend/Backend Protocol" in PostgreSQL's manual):
  *
- *     stream    := 'N'* message*             'N': "no" to a request for TLS or GSSAPI; "yes" ('S',
- * 'G') is strict message   := type length[4] body       length: of itself and the body
+ *     stream    := 'N'* message*            'N': "no" to a request for TLS or GSSAPI; "yes" ('S',
+ *                                           'G') is strict
+ *     message   := type length[4] body       length: of itself and the body
  *
  * What ends a transaction (PARSED_END):
  *   ReadyForQuery 'I'
- *   CommandComplete outside of a block: sent after an implicit commit, before ReadyForQuery
+ *   any answer outside of a block but that to BEGIN: CommandComplete is sent after an implicit
+ *                              commit, before ReadyForQuery
  *   CommandComplete COMMIT, ROLLBACK, PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED:
  * behind COMMIT AND CHAIN ReadyForQuery says 'T', and in a pipeline it comes much later
  *   NotificationResponse: what it tells of is committed
@@ -23,7 +25,7 @@
 
 struct pgsql {
     bool started; /* the first message has begun */
-    bool lost;
+    uint8_t lost; /* 0, or PARSED_ flags for ever */
     bool in_block;          /* ReadyForQuery said so, and nothing ended it since */
     uint8_t have;           /* octets of head that are there */
     uint32_t left;          /* octets of the message that are still to come */
@@ -53,21 +55,27 @@ static bool ends_block(const char *tag)
     return false;
 }
 
+static bool begins_block(const char *tag)
+{
+    return strcmp(tag, "BEGIN") == 0 || strcmp(tag, "START TRANSACTION") == 0;
+}
+
 static unsigned command_complete(struct pgsql *p, const uint8_t *tag, size_t len)
 {
-    if (p->in_block && memchr(tag, 0, len) && !ends_block((const char *)tag))
+    if (memchr(tag, 0, len) &&
+        (p->in_block ? !ends_block((const char *)tag) : begins_block((const char *)tag)))
         return 0;
     p->in_block = false;
     return PARSED_END;
 }
 
 /* "SERROR\0VERROR\0..." in any language of the S field. */
-static unsigned error_response(const uint8_t *fields, size_t len)
+static unsigned error_response(bool in_block, const uint8_t *fields, size_t len)
 {
     static const char plain[] = "VERROR";
     const uint8_t *end = memchr(fields, 0, len);
 
-    if (end && len - (size_t)(end + 1 - fields) >= sizeof(plain) &&
+    if (in_block && end && len - (size_t)(end + 1 - fields) >= sizeof(plain) &&
         memcmp(end + 1, plain, sizeof(plain)) == 0)
         return 0;
     return PARSED_END;
@@ -81,9 +89,9 @@ static unsigned judge(struct pgsql *p, size_t body)
     if (p->head[0] == 'C')
         return command_complete(p, data, body);
     if (p->head[0] == 'E')
-        return error_response(data, body);
+        return error_response(p->in_block, data, body);
     if (get_be32(p->head + 1) != 5 || !memchr("ITE", data[0], 3)) {
-        p->lost = true;
+        p->lost = PARSED_LOST;
         return PARSED_END;
     }
     p->in_block = data[0] != 'I';
@@ -97,17 +105,21 @@ static unsigned message(struct pgsql *p)
     uint8_t type = p->head[0];
     uint32_t length = get_be32(p->head + 1);
 
-    /* CopyBothResponse (a walsender) is not among the known ones. */
     if (length < 4 || length > INT32_MAX || !type || !memchr(known, type, sizeof(known) - 1) ||
         (!p->started && !memchr("REv", type, 3)) || (decides(type) && length < 5)) {
-        p->lost = true;
+        p->lost = PARSED_LOST;
+        if (p->started && type == 'W') /* CopyBothResponse */
+            p->lost |= PARSED_REPLICATION;
         return PARSED_END;
     }
     p->started = true;
     p->left = length - 4;
     if (!decides(type) && p->left == 0)
         p->have = 0;
-    return type == 'A' ? PARSED_END : 0;
+    if (type == 'A')
+        return PARSED_END;
+    /* What goes along with a BEGIN may pass, and what is judged later. */
+    return p->in_block || memchr("12n3sNSCEZRKv", type, 13) ? 0 : PARSED_END;
 }
 
 /* Takes octets that belong to the message begun; how many. */
@@ -147,14 +159,16 @@ static unsigned pgsql_from_guest(void *state, const uint8_t *data, size_t len)
     while (len > 0 && !p->lost) {
         size_t n = 1;
 
-        /* "No": one octet.  A notice before the first message would have a length: 0 ... */
-        if (p->started || p->have > 0 || data[0] != 'N')
+        /* Before the first message: "no" is one octet, and neither 'S' nor 'G' begins a message. */
+        if (!p->started && p->have == 0 && (data[0] == 'S' || data[0] == 'G'))
+            p->lost = PARSED_LOST | PARSED_ENCRYPTED;
+        else if (p->started || p->have > 0 || data[0] != 'N')
             n = take(p, data, len, &parsed);
         data += n;
         len -= n;
     }
     if (p->lost)
-        return PARSED_LOST;
+        return p->lost;
     return parsed | (p->in_block ? PARSED_IN_BLOCK : 0);
 }
 

@@ -18,6 +18,7 @@
 
 #include "common/buffer.h"
 #include "common/error.h"
+#include "flows.h"
 
 /* Octets that the network state of one checkpoint may have (addresses, later the flow list). */
 #define NET_STATE_MAX (1u << 20)
@@ -31,11 +32,10 @@ struct port_stats {
     uint64_t refused;                       /* malformed: shorter than an Ethernet header, or too long */
     uint64_t full_ns;                       /* time in which the full queue held up the guest's sending */
     uint64_t hold_p50_ns, hold_p99_ns;      /* over the last releases */
+    uint64_t by[FLOW_VERDICTS];             /* the guest's frames, by what became of them ... */
+    uint64_t unprotected;                   /* ... and those that came when nothing was held */
     bool has_flows;                         /* commit protection is on, then: */
-    uint64_t flows_held, flows_open, flows_strict; /* connections to a service now */
-    uint64_t flows_lost;                    /* became strict: the parser could not follow */
-    uint64_t flows_untracked;               /* found no place in the table, so are strict */
-    uint64_t passed_frames;                 /* of open connections: did not wait */
+    struct flows_stats flows;
 };
 
 struct port {
@@ -88,7 +88,17 @@ struct frames_port_config {
     size_t queue_bytes;       /* bound of the held frames (R9), at least GATE_QUEUE_MIN: at the
                                * bound the guest's sending waits */
     const char *services;     /* commit-protected, as in struct vm_config; NULL or "": none */
+    bool open_active;         /* open-when = active */
+    const char *guest_bridge; /* the guest's device is on this bridge, alone: NULL or "": it is a socket */
 };
+
+/*
+ * The interface that a port with a guest_bridge and this tap puts on that bridge, "TAP-g".  Whatever the guest
+ * sends leaves the bridge there and nowhere else, as long as the two are alone on it.  A bridge hands frames
+ * over with some delay: one that it holds at a barrier belongs to the next epoch, so waits longer, never shorter (R1).
+ */
+#define FRAMES_GUEST_TAP "%s-g"
+#define FRAMES_TAP_MAX 13 /* characters of TAP with a guest_bridge */
 
 /* Begins in hold. */
 int frames_port_open(struct port **p, const struct frames_port_config *cfg, struct error *err);

@@ -47,7 +47,7 @@ static void note(struct protection *p, const char *fmt, ...)
 }
 
 /*
- * RUN_DIR/NAME.guest outlives the daemon: "SESSION held", "SESSION free", or "SESSION handed" when HANDOVER was
+ * RUN_DIR/NAME.guest outlives the daemon: "SESSION held INSTANCE", or free, or handed when HANDOVER was
  * sent.  A daemon that comes after a crash finds there which run of the guest it looks after, and that nothing may
  * pass before the backup has spoken (R1, R7).
  */
@@ -65,7 +65,7 @@ static int save_identity(const struct protection *p, const char *word, struct er
     identity_path(p, path);
     snprintf(tmp, sizeof(tmp), "%s.new", path);
     f = fopen(tmp, "we");
-    ok = f && fprintf(f, "%016" PRIx64 " %s\n", p->session, word) > 0;
+    ok = f && fprintf(f, "%016" PRIx64 " %s %016" PRIx64 "\n", p->session, word, p->vm ? p->vm->instance : 0) > 0;
     if ((f && fclose(f) != 0) || !ok || rename(tmp, path) < 0)
         return error_set(err, "%s: %s", path, strerror(errno));
     return 0;
@@ -79,22 +79,28 @@ static void new_session(struct protection *p)
     } while (p->session == 0);
 }
 
-/* Of a guest that was found running; an unreadable file counts as handed over, which is the safe side. */
+/*
+ * Of a guest that was found running; an unreadable file counts as handed over, which is the safe side.  A guest that
+ * others start, and of whose run there is no record, was never protected.
+ */
 static void load_identity(struct protection *p, char word[8])
 {
     char path[PATH_MAX];
+    uint64_t instance = 0;
     FILE *f;
     int n = 0;
 
     identity_path(p, path);
     f = fopen(path, "re");
     if (f) {
-        n = fscanf(f, "%" SCNx64 " %7s", &p->session, word);
+        n = fscanf(f, "%" SCNx64 " %7s %" SCNx64, &p->session, word, &instance);
         fclose(f);
     }
-    if (n != 2)
+    if (p->vm->instance && (!f || (n == 3 && instance != p->vm->instance)))
+        n = 0, strcpy(word, "free");
+    else if (n < 2)
         strcpy(word, "handed");
-    if (n != 2 || p->session == 0)
+    if (n < 2 || p->session == 0)
         new_session(p);
 }
 
@@ -130,7 +136,7 @@ static int send_hello(struct protection *p, struct link *link, uint32_t flags)
         .version_max = PROTO_VERSION_MAX,
         .session = p->session,
         .flags = flags,
-        .pages = p->cfg->memory_bytes / PAGE_SIZE,
+        .pages = p->vm ? p->vm->pages : p->cfg->memory_bytes / PAGE_SIZE,
         .page_size = PAGE_SIZE,
         .heartbeat_ms = p->cfg->heartbeat_ms,
         .timeout_ms = p->cfg->timeout_ms,
@@ -142,15 +148,22 @@ static int send_hello(struct protection *p, struct link *link, uint32_t flags)
     snprintf(hello.platform, sizeof(hello.platform), "%s", p->cfg->platform);
     snprintf(hello.profile, sizeof(hello.profile), "%s", p->vm ? p->vm->profile : "");
     if (p->engine.disk) {
-        hello.features = FEATURE_DISKS | FEATURE_DISK_CHECKS;
-        hello.required = FEATURE_DISKS;
+        hello.features |= FEATURE_DISKS | FEATURE_DISK_CHECKS;
+        hello.required |= FEATURE_DISKS;
         hello.disk_count = disk_count(p->engine.disk);
         for (unsigned i = 0; i < hello.disk_count; i++)
             hello.disks[i] = (struct proto_disk){disk_infos(p->engine.disk)[i].size,
                                                  disk_infos(p->engine.disk)[i].id};
     }
+    if (p->vm && p->vm->description.len)
+        hello.features |= FEATURE_MACHINE, hello.required |= FEATURE_MACHINE;
     iov.iov_len = proto_put_hello(body, &hello);
-    return link_send(link, PROTO_HELLO, 0, &iov, 1);
+    if (link_send(link, PROTO_HELLO, 0, &iov, 1) < 0)
+        return -1;
+    if (!(hello.features & FEATURE_MACHINE) || flags & HELLO_QUERY)
+        return 0;
+    iov = (struct iovec){p->vm->description.data, p->vm->description.len};
+    return link_send(link, PROTO_MACHINE, 0, &iov, 1);
 }
 
 enum answer {
@@ -334,10 +347,11 @@ static bool say_goodbye(struct protection *p, const char *why)
 static bool guest_gone(struct protection *p, enum vm_health health)
 {
     struct engine *e = &p->engine;
-    uint64_t epoch = p->lc.state == LC_PROTECTED ? e->pacer.acked : p->committed;
+    uint64_t epoch;
 
     if (health == VM_ALIVE)
         return false;
+    EVENT(p, epoch = p->lc.state == LC_PROTECTED ? e->pacer.acked : p->committed);
     if (health == VM_DIED && e->link && epoch) {
         note(p, "the guest's process died: handing over to the backup");
         if (link_send_empty(e->link, PROTO_HANDOVER, epoch) == 0)
@@ -647,11 +661,13 @@ static int open_port(struct protection *p, struct error *err)
     char guest[108], port[108];
     struct frames_port_config cfg = {
         .guest_path = guest,
+        .guest_bridge = p->cfg->guest_bridge,
         .port_path = port,
         .tap = p->cfg->tap,
         .mac = p->cfg->mac,
         .queue_bytes = p->cfg->net_queue_bytes,
         .services = p->cfg->services,
+        .open_active = p->cfg->open_when == OPEN_ACTIVE,
     };
 
     if (!p->cfg->tap[0]) {
@@ -737,7 +753,7 @@ static int open_guest(struct protection *p, struct error *err)
         EVENT(p, lifecycle_handover_sent(&p->lc));
     log_info(p->cfg->name, "guest %s: %s, %s, %" PRIu64 " MiB, dirty pages by %s%s",
              p->vm->attached ? "found running" : "started", p->vm->ops->name, p->vm->accelerator,
-             p->vm->pages * PAGE_SIZE >> 20, p->vm->tracker,
+             p->cfg->memory_bytes >> 20, p->vm->tracker,
              held ? "; its output is held until the backup answers" : "");
     return 0;
 }

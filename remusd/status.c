@@ -49,11 +49,26 @@ static json_t *sync_progress(const struct engine *e, uint64_t now)
 
 static json_t *flows(const struct port_stats *s)
 {
+    json_t *lost;
+
     if (!s->has_flows)
         return json_null();
-    return json_pack("{s:I, s:I, s:I, s:I, s:I}", "open", (json_int_t)s->flows_open, "held",
-                     (json_int_t)s->flows_held, "strict", (json_int_t)s->flows_strict, "lost",
-                     (json_int_t)s->flows_lost, "untracked", (json_int_t)s->flows_untracked);
+    lost = json_object();
+    for (int i = 0; i < FLOW_LOSSES; i++)
+        json_object_set_new(lost, flow_lost_names[i], json_integer((json_int_t)s->flows.lost[i]));
+    return json_pack("{s:I, s:I, s:I, s:I, s:o}", "open", (json_int_t)s->flows.open, "held",
+                     (json_int_t)s->flows.held, "strict", (json_int_t)s->flows.strict, "untracked",
+                     (json_int_t)s->flows.untracked, "lost", lost);
+}
+
+static json_t *held(const struct port_stats *s)
+{
+    json_t *o = json_object();
+
+    for (int i = 0; i < FLOW_VERDICTS; i++)
+        if (i != FLOW_OPEN)
+            json_object_set_new(o, flow_verdict_names[i], json_integer((json_int_t)s->by[i]));
+    return o;
 }
 
 static json_t *net(struct port *port)
@@ -63,13 +78,14 @@ static json_t *net(struct port *port)
     if (!port || !port->ops->stats)
         return json_null();
     port->ops->stats(port, &s);
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:{s:o, s:o}, s:I, s:o}", "held_frames",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:{s:o, s:o}, s:o, s:{s:I, s:I}, s:o}", "held_frames",
                      (json_int_t)s.held_frames, "held_bytes", (json_int_t)s.held_bytes,
                      "held_max", (json_int_t)s.held_frames_max, "frames_out",
                      (json_int_t)s.frames_out, "frames_in", (json_int_t)s.frames_in, "dropped_in",
                      (json_int_t)s.dropped_in, "full_ms", ms(s.full_ns), "hold_ms", "p50",
-                     ms(s.hold_p50_ns), "p99", ms(s.hold_p99_ns), "passed_frames",
-                     (json_int_t)s.passed_frames, "flows", flows(&s));
+                     ms(s.hold_p50_ns), "p99", ms(s.hold_p99_ns), "held", held(&s),
+                     "passed", "open", (json_int_t)s.by[FLOW_OPEN], "unprotected",
+                     (json_int_t)s.unprotected, "flows", flows(&s));
 }
 
 static json_t *staging(const struct protection *p)

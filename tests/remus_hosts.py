@@ -25,7 +25,7 @@ import traceback
 
 BUILD = os.environ.get("top_builddir", ".")
 TYPES = ("", "HELLO", "WELCOME", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "ACK", "GOODBYE",
-         "HANDOVER", "ACTIVATED", "DISK", "DISK_END", "DISKS", "COMPARED")
+         "HANDOVER", "ACTIVATED", "DISK", "DISK_END", "DISKS", "COMPARED", "MACHINE")
 PATIENCE = 60  # seconds that anything may take on a busy machine
 
 

@@ -144,10 +144,10 @@ HEADER = 24
 PAGE = 4096
 NAMES = {1: "HELLO", 2: "WELCOME", 3: "REFUSE", 4: "HEARTBEAT", 5: "PAGES", 6: "STATE", 7: "NET",
          8: "END", 9: "ACK", 10: "GOODBYE", 11: "HANDOVER", 12: "ACTIVATED",
-         13: "DISK", 14: "DISK_END", 15: "DISKS", 16: "COMPARED"}
-LARGE = {"PAGES", "STATE", "NET", "DISK"}
+         13: "DISK", 14: "DISK_END", 15: "DISKS", 16: "COMPARED", 17: "MACHINE"}
+LARGE = {"PAGES", "STATE", "NET", "DISK", "MACHINE"}
 SENT_BY = {"primary": {"HELLO", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "GOODBYE",
-                       "HANDOVER", "DISK", "DISK_END"},
+                       "HANDOVER", "DISK", "DISK_END", "MACHINE"},
            "backup": {"DISKS", "COMPARED", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
 REFUSALS = {1: "protocol", 2: "version", 3: "feature", 4: "unknown VM", 5: "busy", 6: "resources",
             7: "profile", 8: "active", 9: "later", 10: "corrupt"}
@@ -202,6 +202,7 @@ class Reader:
         self.first = True
         self.over = None       # the record after which nothing may follow
         self.session_pages = None
+        self.described = False  # MACHINE is to come
         self.disks = []        # sizes
         self.changes = bytearray()
         self.epoch = 0         # of the checkpoint that is coming; 0: none
@@ -248,6 +249,7 @@ class Reader:
                               or not beat < timeout <= 600000):
             raise Bad("values that make no sense")
         self.session_pages = pages
+        self.described = bool(features & 4) and not flags & 2
         if features & 1:
             self.disks = [(c.uint(8), c.uint(8)) for _ in range(c.uint(1))]
             if len(self.disks) > 8 or any(0 in d for d in self.disks):
@@ -399,6 +401,12 @@ class Reader:
                 raise Bad("a check that is not of one block")
             lines.append(f"disk {disk}: {('write', 'zero', 'trim', 'check')[kind - 1]} {length} at {offset}")
         return lines
+
+    def on_machine(self, epoch, body):
+        if not self.described or self.session_pages is None:
+            raise Bad("MACHINE that HELLO did not announce, or a second one")
+        self.described = False
+        return [f"description of {len(body)} octets"]
 
     def on_disk_end(self, epoch, body):
         self.checkpoint(epoch)

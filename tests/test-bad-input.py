@@ -13,16 +13,16 @@ from remus_hosts import BUILD, PATIENCE, Pair, Suite, wait_for
 from remus_reader import record
 
 suite = Suite()
-HELLO, WELCOME, REFUSE, HEARTBEAT, PAGES, END = 1, 2, 3, 4, 5, 8
+HELLO, WELCOME, REFUSE, HEARTBEAT, PAGES, END, MACHINE = 1, 2, 3, 4, 5, 8, 17
 
 
 def text(s):
     return bytes([len(s)]) + s.encode()
 
 
-def hello(vm="fake1", version=(1, 1), session=77, pages=4096, flags=0, platform="fake", required=0,
+def hello(vm="fake1", version=(1, 1), session=77, pages=4096, flags=0, platform="fake", required=0, features=0,
           heartbeat=20, timeout=500, profile=None):
-    return record(HELLO, 0, struct.pack(">QHHQQQQIIII8x", 0x72656d7573640d0a, *version, 0, required, session, pages,
+    return record(HELLO, 0, struct.pack(">QHHQQQQIIII8x", 0x72656d7573640d0a, *version, features, required, session, pages,
                                      4096, heartbeat, timeout, flags)
                   + text(vm) + text(platform) + text(f"fake 1 pages={pages}" if profile is None else profile))
 
@@ -111,6 +111,15 @@ def required_feature_R10():
         pair.backup.start()
         code, why = refusal(pair.port, hello(required=1 << 40))
         assert code == 3 and "feature" in why, (code, why)
+
+
+@suite.test
+def machine_without_description_R10():
+    with Pair() as pair:
+        pair.backup.start()
+        for behind in (record(END, 1, b"\0" * 24), record(MACHINE, 0, b"\0" * ((1 << 20) + 1))):
+            code, why = refusal(pair.port, hello(features=4) + behind)
+            assert code == 1 and "MACHINE" in why, (code, why)
 
 
 @suite.test

@@ -67,6 +67,7 @@ static void test_defaults(void **state)
     assert_string_equal(vm->tracker, "auto");
     assert_string_equal(vm->tap, "");
     assert_string_equal(vm->services, "");
+    assert_int_equal(vm->open_when, OPEN_ACTIVE);
     assert_string_equal(vm->qemu, "qemu-system-x86_64");
     assert_string_equal(vm->machine_state, "devices");
     assert_null(vm->qemu_args[0]);
@@ -87,7 +88,7 @@ static void test_every_key(void **state)
         "arbiter = \"exec /usr/bin/arbiter --vm 'a b'\"\narbiter-timeout = 100\n"
         "takeover = automatic\nstaging = 4\nnet-queue = 4096\nplatform = qemu\n"
         "memory = 4194304\ncpus = 255\ntracker = compare\ntap = tap0\n"
-        "mac = \"52:54:00:aB:cd:ef\"\nservices = \"pgsql:5432 pgsql:1\"\nqemu = \"/opt/qemu\"\naccelerator = tcg\nkernel = '/k'\n"
+        "mac = \"52:54:00:aB:cd:ef\"\nservices = \"pgsql:5432 mysql:1 dscp:0x2e\"\nopen-when = in-transaction\nqemu = \"/opt/qemu\"\naccelerator = tcg\nkernel = '/k'\n"
         "initrd = /i\nappend = \"console=hvc0 root=/dev/vda\"\nmachine-state = full\n"
         "disks = {\"/d/a.img\", '/d/b.img'}\ndisk-queue = 65536\ndisk-journal = 16\n"
         "qemu-args = {\"-device\", 'virtio-rng-device'}\nfake-rate = 0\n"
@@ -118,7 +119,8 @@ static void test_every_key(void **state)
     assert_int_equal(vm->net_queue_bytes, 4096 * MIB);
     assert_int_equal(vm->memory_bytes, 4194304 * MIB);
     assert_string_equal(vm->mac, "52:54:00:aB:cd:ef");
-    assert_string_equal(vm->services, "pgsql:5432 pgsql:1");
+    assert_string_equal(vm->services, "pgsql:5432 mysql:1 dscp:0x2e");
+    assert_int_equal(vm->open_when, OPEN_IN_TRANSACTION);
     assert_string_equal(vm->append, "console=hvc0 root=/dev/vda");
     assert_string_equal(vm->qemu_args[0], "-device");
     assert_string_equal(vm->qemu_args[1], "virtio-rng-device");
@@ -189,7 +191,7 @@ static const struct bad {
     {FAKE "degrade = Hold\n}\n", ":3: ", "want hold, release or stop"},
     {FAKE "takeover = auto\n}\n", ":3: ", "want manual or automatic"},
     {FAKE "tracker = uff\n}\n", ":3: ", "want auto, uffd or compare"},
-    {"vm a { platform = xen }\n", ":1: vm a: ", "want qemu or fake"},
+    {"vm a { platform = vmware }\n", ":1: vm a: ", "want qemu, xen or fake"},
     {"log-level = loud\n", ":1: ", "error, warning, info or debug"},
     /* addresses */
     {"listen = 7910\n", ":1: ", "want HOST:PORT"},
@@ -219,6 +221,11 @@ static const struct bad {
     {FAKE "services = \"\"\n}\n", ":3: ", "pgsql:PORT"},
     {FAKE "services = pgsql\n}\n", ":3: ", "pgsql:PORT"},
     {FAKE "services = \"oracle:1521\"\n}\n", ":3: ", "pgsql:PORT"},
+    {FAKE "services = \"gsql:1\"\n}\n", ":3: ", "pgsql:PORT"},
+    {FAKE "services = \"dscp:64\"\n}\n", ":3: ", "dscp:MARK"},
+    {FAKE "services = \"dscp:0\"\n}\n", ":3: ", "dscp:MARK"},
+    {FAKE "services = \"dscp:1 dscp:2\"\n}\n", ":3: ", "dscp:MARK"},
+    {FAKE "services = \"mysql:0xcea\"\n}\n", ":3: ", "mysql:PORT"},
     {FAKE "services = \"pgsql:0\"\n}\n", ":3: ", "pgsql:PORT"},
     {FAKE "services = \"pgsql:65536\"\n}\n", ":3: ", "pgsql:PORT"},
     {FAKE "services = \"pgsql:-1\"\n}\n", ":3: ", "pgsql:PORT"},
@@ -231,6 +238,7 @@ static const struct bad {
     {FAKE "\nheartbeat = 100\n}\n", ":4: ", "timeout = 200"},
     {FAKE "protect = yes\n}\n", ":3: ", "needs backup"},
     {FAKE "tap = tap0\n}\n", ":3: ", "tap needs mac"},
+    {"vm a {\nplatform = xen\ntap = tap0 mac = 52:54:00:12:34:56\n}\n", ":3: ", "go together with platform = xen"},
     {FAKE "services = \"pgsql:5432\"\n}\n", ":3: ", "services needs tap"},
     {"vm db1 {\n}\n", ":2: vm db1: ", "kernel is missing"},
 };

@@ -62,10 +62,19 @@ static int start(struct daemon *d, struct error *err)
 
     if (config_vm(d->config, "broken"))
         return error_set(err, "cannot start");
-    if (config_vm(d->config, "guest") && fork() == 0) { /* lives on when the daemon is killed */
-        closefrom(3);
-        sleep(20);
-        _exit(0);
+    if (config_vm(d->config, "guest")) { /* lives on when the daemon is killed */
+        int ends[2];
+        char c;
+
+        if (pipe(ends) == 0 && fork() == 0) {
+            closefrom(3);
+            sleep(20);
+            _exit(0);
+        }
+        close(ends[1]);
+        while (read(ends[0], &c, 1) > 0) /* until the guest has let go of what it inherited */
+            ;
+        close(ends[0]);
     }
     say("started");
     return pthread_create(&thread, NULL, post, d) || pthread_detach(thread) ? -1 : 0;

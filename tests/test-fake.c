@@ -158,7 +158,7 @@ static void open_replica(void)
 {
     struct error err = {""};
 
-    OK(fake_replica_ops.open(&bak.replica, &bak.cfg, pri.vm->pages, pri.vm->profile, &err), err);
+    OK(fake_replica_ops.open(&bak.replica, &bak.cfg, pri.vm->pages, pri.vm->profile, NULL, &err), err);
 }
 
 /* A checkpoint: the dirty pages go straight to the replica's memory.  The guest stays suspended. */
@@ -482,16 +482,16 @@ static void r10_refusals(void **state)
 
     (void)state;
     start(&pri);
-    assert_int_equal(fake_replica_ops.open(&bak.replica, &bak.cfg, 77, pri.vm->profile, &err), -1);
+    assert_int_equal(fake_replica_ops.open(&bak.replica, &bak.cfg, 77, pri.vm->profile, NULL, &err), -1);
     assert_int_equal(
-        fake_replica_ops.open(&bak.replica, &bak.cfg, pri.vm->pages, "qemu 7.2 microvm", &err), -1);
+        fake_replica_ops.open(&bak.replica, &bak.cfg, pri.vm->pages, "qemu 7.2 microvm", NULL, &err), -1);
     assert_non_null(strstr(err.text, "qemu 7.2 microvm"));
     assert_int_equal(
-        fake_replica_ops.open(&bak.replica, &pri.cfg, pri.vm->pages, pri.vm->profile, &err), -1);
+        fake_replica_ops.open(&bak.replica, &pri.cfg, pri.vm->pages, pri.vm->profile, NULL, &err), -1);
     assert_non_null(strstr(err.text, "already runs"));
     bak.cfg.memory_bytes = UINT64_C(1) << 50;
     assert_int_equal(fake_replica_ops.open(&bak.replica, &bak.cfg, UINT64_C(1) << 38,
-                                           "fake 1 pages=274877906944", &err), -1);
+                                           "fake 1 pages=274877906944", NULL, &err), -1);
     assert_non_null(strstr(err.text, "this host has"));
     bak.cfg.memory_bytes = PAGE_SIZE;
     assert_int_equal(fake_vm_ops.open(&vm, &bak.cfg, &err), -1);

@@ -76,11 +76,10 @@ static const struct {
     {"", "N! N! R:xxxx", 0},
     {"", "v:xxxxxxxx R:xxxx", 0},
     {"", "E:SFATAL0VFATAL0", END},
-    {"", "S!", 0},                   /* as yet nobody knows ... */
-    {"", "S! x! x! x! x! x!", LOST}, /* TLS */
-    {"", "G! x! x! x! x! x!", LOST}, /* GSSAPI */
+    {"", "S!", LOST | PARSED_ENCRYPTED},             /* TLS */
+    {"", "N! G! x! x!", LOST | PARSED_ENCRYPTED},    /* GSSAPI */
     {"", "N:SNOTICE0", LOST},
-    {"", "S:a0b0", LOST},
+    {"", "S:a0b0", LOST | PARSED_ENCRYPTED},
     {"", "D", LOST},
 
     /* outside of a block everything ends something */
@@ -89,8 +88,17 @@ static const struct {
     {START, "Z:I", END},
     {START, "I Z:I", END},
     {START, "V:xxxx Z:I", END},
-    {START, "C:BEGIN", END},
-    {START, "C:BEGIN Z:T", END | BLOCK},
+    {START, "T:xx", END},
+    {START, "D:xx", END},
+    {START, "H:xx", END},
+    {START, "E:SERROR0VERROR0Cxxxxx00", END},
+
+    /* but the answer to BEGIN */
+    {START, "C:BEGIN", 0},
+    {START, "C:BEGIN Z:T", BLOCK},
+    {START, "C:START_TRANSACTION Z:T", BLOCK},
+    {START, "1 2 n N:SNOTICE0 S:a0b0 C:BEGIN", 0},
+    {START, "C:INSERT_0_1 C:BEGIN Z:T", END | BLOCK},
     {START, "1 2 C:BEGIN 1 2 C:INSERT_0_1", END},
     {START, "A:xxxxx0y0", END},
 
@@ -125,7 +133,7 @@ static const struct {
     {START "C:BEGIN Z:T", "C:A_TAG_LONGER_THAN_ANY_THAT_THE_SERVER_KNOWS", END},
 
     /* beyond the parser */
-    {START "C:BEGIN Z:T", "W:xxx", LOST}, /* walsender */
+    {START "C:BEGIN Z:T", "W:xxx", LOST | PARSED_REPLICATION}, /* walsender */
     {START "C:BEGIN Z:T", "p:xxx", LOST},
     {START "C:BEGIN Z:T", "Z:X", LOST},
     {START "C:BEGIN Z:T", "Z:TT", LOST},
@@ -167,11 +175,242 @@ static void test_pgsql_lengths(void **state)
     }
 }
 
+/* MySQL */
+
+enum { P41 = 1 << 9, SSL = 1 << 11, NO_EOF = 1 << 24, ATTRIBUTES = 1 << 27, ALL = 0x7fffffff };
+
+static void add_packet(struct text *t, uint8_t seq, const void *body, size_t len)
+{
+    uint8_t *p = t->data + t->len;
+
+    p[0] = (uint8_t)len;
+    p[1] = (uint8_t)(len >> 8);
+    p[2] = 0;
+    p[3] = seq;
+    memcpy(p + 4, body, len);
+    t->len += 4 + len;
+}
+
+/* Packets of a server: okN and eofN with status N, endN (an OK in the form of an EOF), err, colN (N
+ * columns), def, row, bin (binary row), prep (number 7, no parameters, one column), file, X (none). */
+static void add_answers(struct text *t, const char *words)
+{
+    char copy[128], *word, *save = NULL;
+
+    snprintf(copy, sizeof(copy), "%s", words);
+    for (word = strtok_r(copy, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
+        uint8_t n = (uint8_t)(word[0] && word[1] && word[2] && word[3] ? atoi(word + (word[2] == 'k' ? 2 : 3)) : 0);
+        if (word[0] == 'o') {
+            n = (uint8_t)atoi(word + 2);
+            add_packet(t, 1, (uint8_t[]){0, 0xfc, 1, 1, 0, n, 0, 0, 0}, 9);
+        } else if (strncmp(word, "eof", 3) == 0) {
+            add_packet(t, 1, (uint8_t[]){0xfe, 0, 0, n, 0}, 5);
+        } else if (strncmp(word, "end", 3) == 0) {
+            add_packet(t, 1, (uint8_t[]){0xfe, 0, 0, n, 0, 0, 0}, 7);
+        } else if (strcmp(word, "err") == 0) {
+            add_packet(t, 1, "\xff\x10\x04#42000no", 11);
+        } else if (strncmp(word, "col", 3) == 0) {
+            add_packet(t, 1, &n, 1);
+        } else if (strcmp(word, "def") == 0) {
+            add_packet(t, 1, "\3def", 4);
+        } else if (strcmp(word, "row") == 0) {
+            add_packet(t, 1, "\3one\3two", 8);
+        } else if (strcmp(word, "bin") == 0) {
+            add_packet(t, 1, "\0\0\1\0\0\0", 6);
+        } else if (strcmp(word, "prep") == 0) {
+            add_packet(t, 1, "\0\7\0\0\0\1\0\0\0\0\0\0", 12);
+        } else if (strcmp(word, "file") == 0) {
+            add_packet(t, 1, "\xfbname", 5);
+        } else {
+            add_packet(t, 1, "", 0);
+        }
+    }
+}
+
+/* From the greeting to the first OK. */
+static unsigned mysql_begin(void *state, uint32_t server, uint32_t client)
+{
+    uint8_t hello[80] = "\x0a" "10.11.19", answer[40] = {0};
+    struct text s = {.len = 0}, c = {.len = 0};
+    unsigned parsed;
+
+    hello[10 + 13] = (uint8_t)server;
+    hello[10 + 14] = (uint8_t)(server >> 8);
+    hello[10 + 18] = (uint8_t)(server >> 16);
+    hello[10 + 19] = (uint8_t)(server >> 24);
+    for (int i = 0; i < 4; i++)
+        answer[i] = (uint8_t)(client >> 8 * i);
+    add_packet(&s, 0, hello, 60);
+    add_packet(&c, 1, answer, sizeof(answer));
+    parser_mysql.init(state);
+    parser_mysql.from_guest(state, s.data, s.len);
+    parsed = parser_mysql.from_client(state, c.data, c.len);
+    s.len = 0;
+    add_answers(&s, "ok2");
+    return parsed ? parsed : parser_mysql.from_guest(state, s.data, s.len);
+}
+
+/* "Ctext; Ctext": commands, C their first octet as a letter: Query, Prepare, Execute of number 7,
+ * Fetch, sTatistics, cHange user, replication (D), coLumns, Odd, quit (Z), long daTa (A). */
+static unsigned mysql_commands(void *state, const char *words, size_t piece)
+{
+    static const char letters[] = "QPEFTHDLOZA";
+    static const uint8_t codes[] = {3, 22, 23, 28, 9, 17, 18, 4, 99, 1, 24};
+    struct text t = {.len = 0};
+    uint8_t body[128];
+    unsigned parsed = 0;
+
+    while (*words) {
+        const char *end = strchr(words, '|'), *letter = strchr(letters, words[0]);
+        size_t len = end ? (size_t)(end - words) : strlen(words);
+
+        memcpy(body, words, len);
+        body[0] = codes[letter - letters];
+        if (words[0] == 'E')
+            len = (size_t)(stpcpy((char *)body + 1, "\7") - (char *)body) + 8, memset(body + 2, 0, 8);
+        add_packet(&t, 0, body, len);
+        words = end ? end + 1 : "";
+    }
+    for (size_t at = 0; at < t.len && !(parsed & LOST); at += piece)
+        parsed = parser_mysql.from_client(state, t.data + at, t.len - at < piece ? t.len - at : piece);
+    return parsed;
+}
+
+static const struct {
+    uint32_t capabilities;
+    const char *before, *before_answers, *commands, *answers;
+    unsigned want;
+} mysql_cases[] = {
+    /* outside of a transaction everything ends something, but what begins one */
+    {0, "", "", "QINSERT", "ok2", END},
+    {0, "", "", "QSELECT 1", "col1 def eof2 row eof2", END},
+    {0, "", "", "QSELECT 1", "col1 def eof3 row eof3", END | BLOCK},
+    {0, "", "", "QBEGIN", "ok3", BLOCK},
+    {0, "", "", "Q begin work ", "ok3", BLOCK},
+    {0, "", "", "QSTART TRANSACTION READ ONLY", "ok3", BLOCK},
+    {0, "", "", "QINSERT", "ok1", BLOCK}, /* autocommit = 0 */
+    {0, "", "", "QBEGIN NOT ATOMIC", "ok3", END | BLOCK},
+    {0, "", "", "QCALL p", "ok3", END | BLOCK},
+    {0, "QSELECT", "err", "QBEGIN", "ok3", END | BLOCK},
+
+    /* inside */
+    {0, "QBEGIN", "ok3", "", "", BLOCK},
+    {0, "QBEGIN", "ok3", "QINSERT", "ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "Qselect*", "col2 def def eof3 row row eof3", BLOCK},
+    {NO_EOF, "QBEGIN", "ok3", "QSELECT 1", "col1 def row end3", BLOCK},
+    {0, "QBEGIN", "ok3", "QSAVEPOINT a", "ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "QROLLBACK TO a", "ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "QUPDATE|QDELETE", "ok3 ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "AxxxxxxX|QUPDATE", "ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "PSELECT", "prep def eof3", BLOCK},
+    {NO_EOF, "QBEGIN", "ok3", "PSELECT", "prep def", BLOCK},
+    {0, "QBEGIN|PSELECT", "ok3 prep def eof3", "E", "col1 def eof3 bin eof3", BLOCK},
+    {0, "QBEGIN|PSELECT", "ok3 prep def eof3", "E|F", "col1 def eof67 bin bin eof67", BLOCK},
+    {ATTRIBUTES, "QBEGIN", "ok3", "QSELECT", "ok3", END | BLOCK},
+
+    /* its end */
+    {0, "QBEGIN", "ok3", "QCOMMIT", "ok2", END},
+    {0, "QBEGIN", "ok3", "QINSERT", "ok2", END},
+    {0, "QBEGIN", "ok3", "QCOMMIT AND CHAIN", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QBEGIN", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QROLLBACK", "ok2", END},
+    {0, "QBEGIN", "ok3", "QROLLBACK TOO", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QSAVEPOINT : BEGIN", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECTED", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "Q/*! COMMIT */", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECT 1; COMMIT AND CHAIN", "col1 def eof11 row eof11", BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECT 1; COMMIT AND CHAIN", "col1 def eof11 row eof11 ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QCALL p", "col1", END},
+    {0, "QBEGIN", "ok3", "QCALL p", "col1 def eof11 row eof11 ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECT", "err", END},
+    {0, "QBEGIN", "ok3", "QSELECT", "col1 def eof3 row err", END},
+    {0, "QBEGIN|PCOMMIT", "ok3 prep def eof3", "E", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "E", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "T", "row", END},
+    {0, "QBEGIN", "ok3", "L", "def def eof3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "Hroot", "eof0 ok2", END},
+    {0, "QBEGIN", "ok3", "Z", "err", END | BLOCK},
+
+    /* beyond the parser */
+    {0, "QBEGIN", "ok3", "", "ok3", LOST},
+    {0, "QBEGIN", "ok3", "QSELECT", "X", LOST},
+    {0, "QBEGIN", "ok3", "QLOAD DATA", "file", LOST},
+    {0, "QBEGIN", "ok3", "QSELECT", "col1 def row", LOST},
+    {0, "QBEGIN", "ok3", "QSELECT", "col1 def end3", LOST},
+    {0, "QBEGIN", "ok3", "PSELECT", "ok3", LOST},
+    {0, "", "", "D", "", LOST | PARSED_REPLICATION},
+    {0, "", "", "O", "", LOST},
+    {0, "", "", "Q1|Q2|Q3|Q4|Q5|Q6|Q7|Q8|Q9|Q0|Q1|Q2|Q3|Q4|Q5|Q6|Q7", "", LOST},
+};
+
+static unsigned mysql_case(size_t i, size_t piece, size_t cut)
+{
+    uint8_t state[PARSER_STATE_MAX] __attribute__((aligned(8)));
+    struct text t = {.len = 0};
+    unsigned parsed, ends;
+
+    assert_int_equal(mysql_begin(state, ALL & ~SSL & ~(1u << 5) & ~(1u << 25) & ~(1u << 26),
+                                 P41 | 1 | mysql_cases[i].capabilities),
+                     END);
+    assert_int_equal(mysql_commands(state, mysql_cases[i].before, 1000), 0);
+    add_answers(&t, mysql_cases[i].before_answers);
+    parser_mysql.from_guest(state, t.data, t.len);
+    parsed = mysql_commands(state, mysql_cases[i].commands, piece);
+    t.len = 0;
+    add_answers(&t, mysql_cases[i].answers);
+    if (parsed & LOST || cut > t.len)
+        return parsed;
+    parsed = parser_mysql.from_guest(state, t.data, cut);
+    ends = parsed & END;
+    return parsed & LOST ? parsed : parser_mysql.from_guest(state, t.data + cut, t.len - cut) | ends;
+}
+
+static void test_mysql(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(mysql_cases) / sizeof(mysql_cases[0]); i++) {
+        struct text t = {.len = 0};
+
+        add_answers(&t, mysql_cases[i].answers);
+        for (size_t cut = 0; cut <= t.len; cut++) {
+            unsigned got = mysql_case(i, 1 + cut % 7, cut);
+            if ((got & LOST ? got & ~(unsigned)END : got) != mysql_cases[i].want)
+                fail_msg("\"%s\" then \"%s\": %s, cut at %zu: %u, expected %u", mysql_cases[i].before,
+                         mysql_cases[i].commands, mysql_cases[i].answers, cut, got,
+                         mysql_cases[i].want);
+        }
+    }
+}
+
+/* What was agreed upon at the beginning. */
+static void test_mysql_capabilities(void **state)
+{
+    static const struct {
+        uint32_t server, client;
+        unsigned want;
+    } agreed[] = {
+        {ALL, P41, END},
+        {P41, ALL, END}, /* what only one of them knows does not count */
+        {ALL, 0, LOST},
+        {ALL, P41 | SSL, LOST | PARSED_ENCRYPTED},
+        {ALL, P41 | 1 << 5, LOST | PARSED_ENCRYPTED},
+        {ALL, P41 | 1 << 26, LOST | PARSED_ENCRYPTED},
+        {ALL, P41 | 1 << 25, LOST},
+    };
+    uint8_t parser[PARSER_STATE_MAX] __attribute__((aligned(8)));
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(agreed) / sizeof(agreed[0]); i++)
+        assert_int_equal(mysql_begin(parser, agreed[i].server, agreed[i].client), agreed[i].want);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pgsql),
         cmocka_unit_test(test_pgsql_lengths),
+        cmocka_unit_test(test_mysql),
+        cmocka_unit_test(test_mysql_capabilities),
     };
 
     return cmocka_run_group_tests_name("parsers", tests, NULL, NULL);

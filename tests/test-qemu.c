@@ -121,7 +121,7 @@ static void take_over(const char *machine_state, const char *tracker, int epochs
     assert_false(vm->attached);
     assert_string_equal(vm->accelerator, "tcg");
     assert_true(strcmp(tracker, "auto") == 0 || strcmp(vm->tracker, tracker) == 0);
-    if (replica_platform("qemu")->open(&r, &b, vm->pages, vm->profile, &err) < 0)
+    if (replica_platform("qemu")->open(&r, &b, vm->pages, vm->profile, NULL, &err) < 0)
         fail_msg("%s", err.text);
     assert_true(guest_wait_count(&a, 5) >= 5);
     for (uint64_t i = 0; i < r->pages * PAGE_SIZE; i++)
@@ -225,7 +225,7 @@ static void attach_again(void **state)
     assert_true(vm_platform("qemu")->running(&b));
 
     b = config(run_b);
-    assert_int_equal(replica_platform("qemu")->open(&r, &b, dirty.bits, profile, &err), -1);
+    assert_int_equal(replica_platform("qemu")->open(&r, &b, dirty.bits, profile, NULL, &err), -1);
     assert_non_null(strstr(err.text, "itself runs on this host"));
     bitmap_free(&dirty);
     buffer_free(&buffer);
@@ -301,7 +301,7 @@ static void refuse_replica(const struct vm_config *cfg, uint64_t pages, const ch
     struct error err = {""};
     struct replica *r;
 
-    assert_int_equal(replica_platform("qemu")->open(&r, cfg, pages, profile, &err), -1);
+    assert_int_equal(replica_platform("qemu")->open(&r, cfg, pages, profile, NULL, &err), -1);
     if (!strstr(err.text, text))
         fail_msg("\"%s\" is not in \"%s\"", text, err.text);
     assert_int_equal(live_files(cfg->run_dir), 0);
@@ -333,7 +333,7 @@ static void r10_bad_machine_state(void **state)
     struct replica *r;
 
     (void)state;
-    assert_int_equal(replica_platform("qemu")->open(&r, &b, vm->pages, vm->profile, &err), 0);
+    assert_int_equal(replica_platform("qemu")->open(&r, &b, vm->pages, vm->profile, NULL, &err), 0);
     assert_int_equal(r->ops->activate(r, junk, sizeof(junk), &err), -1);
     if (!strstr(err.text, "load of migration failed"))
         fail_msg("%s", err.text);

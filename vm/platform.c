@@ -5,9 +5,24 @@
 #include "fake/fake.h"
 #include "qemu/qemu.h"
 #include "vm.h"
+#ifdef HAVE_XEN
+#include "xen/xen.h"
+#endif
 
-static const struct vm_ops *const vm_platforms[] = {&qemu_vm_ops, &fake_vm_ops};
-static const struct replica_ops *const replica_platforms[] = {&qemu_replica_ops, &fake_replica_ops};
+static const struct vm_ops *const vm_platforms[] = {
+    &qemu_vm_ops,
+    &fake_vm_ops,
+#ifdef HAVE_XEN
+    &xen_vm_ops,
+#endif
+};
+static const struct replica_ops *const replica_platforms[] = {
+    &qemu_replica_ops,
+    &fake_replica_ops,
+#ifdef HAVE_XEN
+    &xen_replica_ops,
+#endif
+};
 
 const struct vm_ops *vm_platform(const char *name)
 {

@@ -23,6 +23,7 @@
 #define PAGE_SIZE 4096u
 #define VM_PROFILE_MAX 255
 #define VM_STATE_MAX (64u << 20) /* octets of machine state in one checkpoint */
+#define VM_DESCRIPTION_MAX (1u << 20) /* octets of struct vm's description */
 
 enum vm_health {
     VM_ALIVE,
@@ -34,11 +35,15 @@ struct vm {
     const struct vm_ops *ops;
     const uint8_t *memory;       /* where to copy pages from that scan reported; mapped for as long as the
                                   * vm is open, may lag behind the guest in all others */
-    uint64_t pages;              /* memory is pages * PAGE_SIZE long */
+    uint64_t pages;              /* memory is pages * PAGE_SIZE long; where the guest has none, scan
+                                  * reports none */
     bool attached;               /* open found the guest running, it did not start it */
+    uint64_t instance;           /* tells this run of the guest from others of its name; 0: the platform cannot */
     char accelerator[16];        /* "kvm", "tcg", "native" */
     char tracker[16];            /* "uffd" or "compare": what finds the dirty pages */
     char profile[VM_PROFILE_MAX + 1];
+    struct buffer description;   /* what the replica must know of this machine ahead of any checkpoint, opaque
+                                  * here; empty for a platform whose profile says it all */
 };
 
 /*
@@ -100,10 +105,10 @@ struct replica_ops {
     /*
      * Makes a replica of `pages` pages, all zero, that waits ready to be activated.  Checks first that this host
      * can hold it (memory available, profile equal to this host's): err says what is missing, and nothing was
-     * started.
+     * started.  description: of the primary's struct vm, not checked by anybody yet (R10).
      */
-    int (*open)(struct replica **r, const struct vm_config *cfg, uint64_t pages,
-                const char *profile, struct error *err);
+    int (*open)(struct replica **r, const struct vm_config *cfg, uint64_t pages, const char *profile,
+                const struct buffer *description, struct error *err);
 
     /* Loads the machine state and runs the guest.  memory must hold the same checkpoint. */
     int (*activate)(struct replica *r, const uint8_t *state, size_t len, struct error *err);

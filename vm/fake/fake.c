@@ -546,11 +546,12 @@ static int check_room(const struct vm_config *cfg, uint64_t pages, const char *p
 }
 
 static int fake_replica_open(struct replica **r, const struct vm_config *cfg, uint64_t pages,
-                             const char *profile, struct error *err)
+                             const char *profile, const struct buffer *description, struct error *err)
 {
     struct fake_replica *f;
     void *memory;
 
+    (void)description;
     if (check_room(cfg, pages, profile, err))
         return -1;
     f = calloc(1, sizeof(*f));

@@ -114,11 +114,12 @@ static int check_host(const struct vm_config *cfg, uint64_t pages, const char *p
 }
 
 static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_t pages,
-                        const char *profile, struct error *err)
+                        const char *profile, const struct buffer *description, struct error *err)
 {
     const char *accelerator;
     struct qemu_replica *q;
 
+    (void)description;
     if (check_host(cfg, pages, profile, &accelerator, err) < 0)
         return -1;
     q = calloc(1, sizeof(*q));

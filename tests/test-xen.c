@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* vm/xen/stream.c: what is fed to libxl, and what is taken from the primary (R10). */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "vm/xen/stream.h"
+
+static void check(const struct buffer *b, const void *want, size_t len)
+{
+    assert_int_equal(b->len, len);
+    assert_memory_equal(b->data, want, len);
+}
+
+/* Octet by octet as Xen's specifications draw it. */
+static void stream_as_specified(void **state)
+{
+    static const uint8_t begin[] = "LibxlFmt" "\0\0\0\2" "\0\0\0\0" "\1\0\0\0" "\0\0\0\0";
+    static const uint8_t head[] = "\xff\xff\xff\xff\xff\xff\xff\xff" "XENF" "\0\0\0\3" "\0\0\0\0\0\0\0\0"
+                                  "\2\0\0\0" "\x0c\0\0\0" "\4\0\0\0" "\x11\0\0\0";
+    static const uint8_t record[] = "\x0a\0\0\0" "\3\0\0\0" "abc\0\0\0\0\0";
+    static const uint8_t pages[] = "\1\0\0\0" "\x18\0\0\0" "\2\0\0\0" "\0\0\0\0"
+                                   "\x34\x12\0\0\0\0\0\xe0" "\x35\x12\0\0\0\0\0\xe0";
+    static const uint8_t end[16];
+    struct buffer b = {0};
+
+    (void)state;
+    assert_int_equal(stream_put_begin(&b), 0);
+    check(&b, begin, sizeof(begin) - 1);
+    buffer_clear(&b);
+    assert_int_equal(stream_put_head(&b, 4, 17), 0);
+    check(&b, head, sizeof(head) - 1);
+    buffer_clear(&b);
+    assert_int_equal(stream_put_record(&b, STREAM_HVM_PARAMS, "abc", 3), 0);
+    check(&b, record, sizeof(record) - 1);
+    buffer_clear(&b);
+    assert_int_equal(stream_put_pages(&b, 0x1234, 2), 0);
+    check(&b, pages, sizeof(pages) - 1);
+    buffer_clear(&b);
+    assert_int_equal(stream_put_end(&b), 0);
+    check(&b, end, sizeof(end));
+    buffer_free(&b);
+}
+
+static void put_head(struct buffer *head)
+{
+    assert_int_equal(stream_put_head(head, 4, 17), 0);
+    assert_int_equal(stream_put_record(head, STREAM_CPUID_POLICY, "0123456789abcdef01234567", 24), 0);
+    assert_int_equal(stream_put_record(head, STREAM_MSR_POLICY, "0123456789abcdef", 16), 0);
+    assert_int_equal(stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0), 0);
+}
+
+static void description(struct buffer *b, struct xen_range *ranges, unsigned count)
+{
+    struct buffer head = {0};
+
+    put_head(&head);
+    assert_int_equal(xen_machine_put(b, &(struct xen_machine){
+        .pages = 1000, .ranges = ranges, .range_count = count, .head = head.data, .head_length = head.len,
+        .config = "{}", .config_length = 2,
+    }), 0);
+    buffer_free(&head);
+}
+
+static struct xen_range good_ranges[] = {{0, 100}, {100, 1}, {990, 10}};
+
+static void description_there_and_back(void **state)
+{
+    struct buffer b = {0};
+    struct xen_machine m;
+    struct error err;
+
+    (void)state;
+    description(&b, good_ranges, 3);
+    assert_int_equal(xen_machine_get(&m, b.data, b.len, &err), 0);
+    assert_int_equal(m.pages, 1000);
+    assert_int_equal(m.range_count, 3);
+    assert_memory_equal(m.ranges, good_ranges, sizeof(good_ranges));
+    assert_int_equal(xen_machine_present(&m), 111);
+    assert_int_equal(m.config_length, 2);
+    xen_machine_free(&m);
+    buffer_free(&b);
+}
+
+static void refused(const uint8_t *data, size_t len)
+{
+    uint8_t *copy = malloc(len + 1); /* so that a reader behind the end is seen */
+    struct xen_machine m;
+    struct error err = {""};
+
+    memcpy(copy, data, len);
+    assert_int_equal(xen_machine_get(&m, copy, len, &err), -1);
+    assert_true(err.text[0]);
+    xen_machine_free(&m);
+    free(copy);
+}
+
+static void r10_descriptions_refused(void **state)
+{
+    static struct xen_range bad[][2] = {
+        {{0, 100}, {99, 1}}, {{5, 1}, {4, 1}}, {{0, 1}, {999, 2}}, {{0, 0}, {1, 1}}, {{0, 1}, {1000, 1}},
+        {{0, 1}, {2, UINT64_MAX}}, {{UINT64_MAX, 1}, {0, 1}},
+    };
+    struct buffer b = {0};
+
+    (void)state;
+    description(&b, good_ranges, 3);
+    for (size_t len = 0; len < b.len; len++)
+        refused(b.data, len);
+    assert_int_equal(buffer_append(&b, "", 1), 0);
+    refused(b.data, b.len); /* something behind it */
+    b.len--;
+    for (size_t i = 0; i < 28 + 48 + 24 + 8; i++) {
+        if ((i >= 8 && i < 16) || (i >= 28 && i < 28 + 48))
+            continue; /* numbers of pages: other ones may be as good */
+        b.data[i] ^= 0x80;
+        refused(b.data, b.len);
+        b.data[i] ^= 0x80;
+    }
+    b.data[b.len - 1] = '\0'; /* a configuration with a NUL */
+    refused(b.data, b.len);
+    for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
+        buffer_clear(&b);
+        description(&b, bad[i], 2);
+        refused(b.data, b.len);
+    }
+    buffer_free(&b);
+}
+
+static void r10_states_refused(void **state)
+{
+    static const enum stream_record types[] = {STREAM_TSC_INFO, STREAM_HVM_CONTEXT, STREAM_HVM_PARAMS};
+    struct buffer b = {0};
+    struct error err;
+
+    (void)state;
+    for (size_t i = 0; i < 3; i++)
+        stream_put_record(&b, types[i], "0123456789", 10);
+    assert_int_equal(stream_check_state(b.data, b.len, &err), 0);
+    for (size_t len = 0; len < b.len; len++)
+        assert_int_equal(stream_check_state(b.data, len, &err), -1);
+    b.data[4] = 0xff;
+    assert_int_equal(stream_check_state(b.data, b.len, &err), -1);
+    b.data[4] = 10;
+    stream_put_record(&b, STREAM_TSC_INFO, "", 0); /* a second one */
+    assert_int_equal(stream_check_state(b.data, b.len, &err), -1);
+    b.len -= 8;
+    stream_put_record(&b, STREAM_PAGE_DATA, "", 0); /* pages come by other ways */
+    assert_int_equal(stream_check_state(b.data, b.len, &err), -1);
+    buffer_free(&b);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(stream_as_specified),
+        cmocka_unit_test(description_there_and_back),
+        cmocka_unit_test(r10_descriptions_refused),
+        cmocka_unit_test(r10_states_refused),
+    };
+
+    return cmocka_run_group_tests_name("xen", tests, NULL, NULL);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/* A domain, and what it takes to look at it: used by both sides. */
+#ifndef REMUS_XEN_DOMAIN_H
+#define REMUS_XEN_DOMAIN_H
+
+#include <xenctrl.h>
+#include <xenforeignmemory.h>
+#include <xenstore.h>
+
+#include "stream.h"
+#include "vm/vm.h"
+
+struct xen_domain {
+    xc_interface *xc;
+    xenforeignmemory_handle *fm;
+    struct xs_handle *xs;
+    uint32_t id;
+};
+
+/* Connects to hypervisor and xenstore; id is the caller's to set.  On failure nothing is open. */
+int xen_domain_connect(struct xen_domain *d, struct error *err);
+void xen_domain_disconnect(struct xen_domain *d);
+
+/* The id of the domain of this name; 0 when there is none. */
+uint32_t xen_domain_find(struct xen_domain *d, const char *name);
+
+/* False when the domain is gone. */
+bool xen_domain_info(struct xen_domain *d, xc_dominfo_t *info);
+
+/* How a domain fares that nobody here has suspended. */
+enum vm_health xen_domain_health(struct xen_domain *d);
+
+/*
+ * `pages' pages of address space, zeros, in which the ranges are the domain's memory: anything written between them
+ * stays here.  NULL on failure; munmap() undoes it.
+ */
+uint8_t *xen_domain_map(struct xen_domain *d, uint64_t pages, const struct xen_range *ranges,
+                        unsigned count, bool writable, struct error *err);
+
+/* Ends the domain with all that libxl knows of it. */
+int xen_domain_destroy(struct xen_domain *d, struct error *err);
+
+/* "xen 4.17 pvh": hosts whose profiles are equal can hold each other's replicas.  The processors' features are
+ * compared by Xen, from the description. */
+int xen_profile(struct xen_domain *d, char profile[VM_PROFILE_MAX + 1], struct error *err);
+void xen_version(struct xen_domain *d, unsigned *major, unsigned *minor);
+
+/* A libxl context with which a daemon with threads and children can live; NULL with err set. */
+struct libxl__ctx *xen_libxl(struct error *err);
+
+#endif

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Xen's migration stream, as far as it is needed to have a domain restored: written from docs/specs/
+ * libxl-migration-stream.pandoc (version 2) and libxc-migration-stream.pandoc (version 3) of Xen 4.17.  Pure, and
+ * without Xen's headers.
+ *
+ *     libxl header, LIBXC_CONTEXT          stream_put_begin
+ *     head: libxc image and domain header,
+ *           CPUID and MSR policy,          stream_put_head, stream_put_record: made on the primary, once
+ *           STATIC_DATA_END
+ *     PAGE_DATA: which pages there are     stream_put_pages
+ *     TSC_INFO, HVM_CONTEXT, HVM_PARAMS    stream_put_record: the machine state of a checkpoint
+ *     END, libxl END                       stream_put_end
+ *
+ * PAGE_DATA has no data: type XALLOC only populates, the content is written by other means.
+ *
+ * Integers are little-endian but for the two headers' first fields.
+ */
+#ifndef REMUS_XEN_STREAM_H
+#define REMUS_XEN_STREAM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/buffer.h"
+#include "common/error.h"
+
+enum stream_record {
+    STREAM_END = 0,
+    STREAM_PAGE_DATA = 1,
+    STREAM_TSC_INFO = 8,
+    STREAM_HVM_CONTEXT = 9,
+    STREAM_HVM_PARAMS = 10,
+    STREAM_STATIC_DATA_END = 16,
+    STREAM_CPUID_POLICY = 17,
+    STREAM_MSR_POLICY = 18,
+};
+
+#define STREAM_PAGES_MAX 1024u   /* in one PAGE_DATA */
+#define STREAM_PFN_MAX (UINT64_C(1) << 52)
+
+/* Pages that are there. */
+struct xen_range {
+    uint64_t first, count;
+};
+
+/*
+ * What the backup must know ahead of any checkpoint: struct vm's description.
+ *
+ *     magic u32 | version u32 | pages u64 | ranges u32 | head u32 | config u32, lengths in octets
+ *     ranges of (first u64, count u64), ascending | head | config
+ *
+ * in network byte order.
+ */
+struct xen_machine {
+    uint64_t pages;              /* numbers of pages are below this */
+    struct xen_range *ranges;
+    unsigned range_count;
+    const uint8_t *head;
+    size_t head_length;
+    const char *config;          /* libxl's JSON, config_length octets */
+    size_t config_length;
+};
+
+/* All of these: 0, or -1 without memory. */
+int stream_put_begin(struct buffer *b);
+int stream_put_head(struct buffer *b, unsigned xen_major, unsigned xen_minor);
+int stream_put_record(struct buffer *b, enum stream_record type, const void *body, size_t len);
+int stream_put_pages(struct buffer *b, uint64_t first, unsigned count);
+int stream_put_end(struct buffer *b);
+int xen_machine_put(struct buffer *b, const struct xen_machine *m);
+
+/* Pages in all ranges. */
+uint64_t xen_machine_present(const struct xen_machine *m);
+
+/*
+ * Checks everything that is ours to check (R10); what is in the policies and in the config, libxl and libxc do.
+ * `data' must last as long as m.  xen_machine_free in any case.
+ */
+int xen_machine_get(struct xen_machine *m, const uint8_t *data, size_t len, struct error *err);
+void xen_machine_free(struct xen_machine *m);
+
+/* Is this a checkpoint's machine state: TSC_INFO, HVM_CONTEXT and HVM_PARAMS, once each and whole? */
+int stream_check_state(const uint8_t *data, size_t len, struct error *err);
+
+#endif

@@ -1,0 +1,637 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <libxl.h>
+#include <libxl_utils.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <xencall.h>
+#include <xenctrl.h>
+#include <xen/hvm/params.h>
+#include <xenguest.h>
+
+#include "common/cleanup.h"
+#include "common/clock.h"
+#include "domain.h"
+#include "xen.h"
+
+#define SUSPEND_NS (60 * NS_PER_S)   /* for a guest to suspend itself: it does not while it shuts down */
+#define POLL_MS 20 /* between looks, should a watch be missed; more often takes the processor from the guest */
+#define PROBE_AT_ONCE 1024u          /* pages: Xen's maximum */
+#define SPECIAL_PAGES UINT64_C(0xfc000) /* where libxl puts a PVH domain's tables and rings */
+#define SPECIAL_END UINT64_C(0x100000)
+#define ROOM_PAGES 1024u             /* that a domain may have beyond its memory = : ring pages, tables */
+#define SUSPEND_WATCH "@releaseDomain" /* fires when a domain has suspended, too */
+
+struct xen_vm {
+    struct vm vm;
+    struct xen_domain domain;
+    uint64_t nr_pages;                 /* as Xen counts them, when the memory was mapped */
+    struct bitmap present;
+    bool scanned;                      /* once, so that log-dirty mode knows all since */
+    bool suspended;
+    bool late;                         /* a request that we gave up was taken up by the guest */
+    char control[64];                  /* xenstore path of control/shutdown */
+    char marker[128];                  /* file that says that log-dirty mode is ours */
+    struct buffer params;              /* HVM_PARAMS, the same for the domain's life */
+    xc_hypercall_buffer_t dirty;       /* one bit a page */
+};
+
+static struct xen_vm *of(struct vm *vm)
+{
+    return (struct xen_vm *)vm;
+}
+
+static bool vm_running(const struct vm_config *cfg)
+{
+    struct xen_domain d;
+    bool found;
+
+    if (xen_domain_connect(&d, NULL) < 0)
+        return false;
+    found = xen_domain_find(&d, cfg->name);
+    xen_domain_disconnect(&d);
+    return found;
+}
+
+/* --- what the domain is --- */
+
+static int add_page(struct xen_machine *m, unsigned *room, uint64_t pfn)
+{
+    struct xen_range *last = m->range_count ? &m->ranges[m->range_count - 1] : NULL;
+
+    if (last && last->first + last->count == pfn) {
+        last->count++;
+        return 0;
+    }
+    if (m->range_count == *room) {
+        *room = *room ? 2 * *room : 16;
+        last = reallocarray(m->ranges, *room, sizeof(*last));
+        if (!last)
+            return -1;
+        m->ranges = last;
+    }
+    m->ranges[m->range_count++] = (struct xen_range){pfn, 1};
+    return 0;
+}
+
+struct probe {
+    xencall_handle *call;
+    struct xen_domctl *ctl;
+    xen_pfn_t *types;
+    unsigned room;
+};
+
+/* Looks at the pages from `at' up to `end', until all that Xen counts are found. */
+static int probe_pages(struct xen_vm *v, struct probe *p, uint64_t at, uint64_t end, struct xen_machine *m,
+                       struct error *err)
+{
+    for (uint64_t n; at < end && xen_machine_present(m) < v->nr_pages; at += n) {
+        n = end - at < PROBE_AT_ONCE ? end - at : PROBE_AT_ONCE;
+        for (uint64_t i = 0; i < n; i++)
+            p->types[i] = at + i;
+        *p->ctl = (struct xen_domctl){
+            .cmd = XEN_DOMCTL_getpageframeinfo3,
+            .interface_version = XEN_DOMCTL_INTERFACE_VERSION,
+            .domain = (domid_t)v->domain.id,
+        };
+        p->ctl->u.getpageframeinfo3.num = n;
+        set_xen_guest_handle_raw(p->ctl->u.getpageframeinfo3.array, p->types);
+        if (xencall1(p->call, __HYPERVISOR_domctl, (unsigned long)p->ctl) < 0)
+            return error_set(err, "types of the domain's pages: %s", strerror(errno));
+        for (uint64_t i = 0; i < n; i++)
+            if ((p->types[i] & XEN_DOMCTL_PFINFO_LTAB_MASK) == XEN_DOMCTL_PFINFO_NOTAB &&
+                add_page(m, &p->room, at + i) < 0)
+                return error_set(err, "no memory");
+    }
+    return 0;
+}
+
+static int by_first(const void *a, const void *b)
+{
+    const struct xen_range *x = a, *y = b;
+
+    return x->first < y->first ? -1 : x->first > y->first;
+}
+
+/*
+ * Asks for the type of each number that a page may have, as libxc does for a migration: a page that Xen lent to the
+ * domain (shared info, grant table) counts as none.  libxc has no public call for it.  The special pages lie high below
+ * 4 GiB, far from the rest: with them first, the end of the memory is the end of the search.
+ */
+static int find_pages(struct xen_vm *v, struct xen_machine *m, struct error *err)
+{
+    struct probe p = {.call = xencall_open(NULL, 0)};
+    uint64_t special = m->pages < SPECIAL_PAGES ? m->pages : SPECIAL_PAGES;
+    uint64_t special_end = m->pages < SPECIAL_END ? m->pages : SPECIAL_END;
+    int rc;
+
+    if (p.call)
+        p.ctl = xencall_alloc_buffer(p.call, sizeof(*p.ctl));
+    if (p.ctl)
+        p.types = xencall_alloc_buffer(p.call, PROBE_AT_ONCE * sizeof(*p.types));
+    rc = p.types ? 0 : error_set(err, "hypercall buffers: %s", strerror(errno));
+    if (rc == 0)
+        rc = probe_pages(v, &p, special, special_end, m, err);
+    if (rc == 0)
+        rc = probe_pages(v, &p, 0, special, m, err);
+    if (rc == 0)
+        rc = probe_pages(v, &p, special_end, m->pages, m, err);
+    if (m->range_count)
+        qsort(m->ranges, m->range_count, sizeof(*m->ranges), by_first);
+    if (p.types)
+        xencall_free_buffer(p.call, p.types);
+    if (p.ctl)
+        xencall_free_buffer(p.call, p.ctl);
+    xencall_close(p.call);
+    if (rc == 0 && xen_machine_present(m) != v->nr_pages)
+        return error_set(err, "%" PRIu64 " pages found, Xen counts %" PRIu64, xen_machine_present(m), v->nr_pages);
+    return rc;
+}
+
+static int put_policy(struct xen_vm *v, struct buffer *head, struct error *err)
+{
+    uint32_t leaf_count = 0, msr_count = 0;
+    cleanup_free xen_cpuid_leaf_t *leaves = NULL;
+    cleanup_free xen_msr_entry_t *msrs = NULL;
+    xc_cpu_policy_t *policy = xc_cpu_policy_init();
+    int rc = -1;
+
+    if (policy && xc_cpu_policy_get_size(v->domain.xc, &leaf_count, &msr_count) == 0) {
+        leaves = calloc(leaf_count, sizeof(*leaves));
+        msrs = calloc(msr_count, sizeof(*msrs));
+        if (leaves && msrs && xc_cpu_policy_get_domain(v->domain.xc, v->domain.id, policy) == 0)
+            rc = xc_cpu_policy_serialise(v->domain.xc, policy, leaves, &leaf_count, msrs, &msr_count);
+    }
+    if (policy)
+        xc_cpu_policy_destroy(policy);
+    if (rc)
+        return error_set(err, "the domain's CPU policy: %s", strerror(errno));
+    return stream_put_record(head, STREAM_CPUID_POLICY, leaves, leaf_count * sizeof(*leaves)) ||
+                   stream_put_record(head, STREAM_MSR_POLICY, msrs, msr_count * sizeof(*msrs)) ||
+                   stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0)
+               ? error_set(err, "no memory") : 0;
+}
+
+static int put_params(struct xen_vm *v, struct error *err)
+{
+    static const uint32_t wanted[] = {
+        HVM_PARAM_STORE_PFN, HVM_PARAM_IOREQ_PFN, HVM_PARAM_BUFIOREQ_PFN, HVM_PARAM_PAGING_RING_PFN,
+        HVM_PARAM_MONITOR_RING_PFN, HVM_PARAM_SHARING_RING_PFN, HVM_PARAM_VM86_TSS_SIZED,
+        HVM_PARAM_CONSOLE_PFN, HVM_PARAM_ACPI_IOPORTS_LOCATION, HVM_PARAM_VIRIDIAN, HVM_PARAM_IDENT_PT,
+        HVM_PARAM_VM_GENERATION_ID_ADDR, HVM_PARAM_IOREQ_SERVER_PFN, HVM_PARAM_NR_IOREQ_SERVER_PAGES,
+        HVM_PARAM_X87_FIP_WIDTH, HVM_PARAM_MCA_CAP,
+    };
+    uint64_t body[1 + 2 * sizeof(wanted) / sizeof(*wanted)] = {0}; /* count u32 | 0 | (index, value) */
+    size_t n = 0;
+
+    for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); i++) {
+        uint64_t value;
+
+        if (xc_hvm_param_get(v->domain.xc, v->domain.id, wanted[i], &value) < 0)
+            return error_set(err, "HVM parameter %u: %s", wanted[i], strerror(errno));
+        if (value == 0)
+            continue;
+        body[1 + 2 * n] = wanted[i];
+        body[2 + 2 * n] = value;
+        n++;
+    }
+    body[0] = n;
+    return stream_put_record(&v->params, STREAM_HVM_PARAMS, body, 8 + 16 * n) < 0 ? error_set(err, "no memory") : 0;
+}
+
+/* R1: what the vif sends has one way out of its bridge, the port's. */
+static int check_bridge(const struct vm_config *cfg, struct error *err)
+{
+    char path[64], port[CONFIG_TAPLEN_MAX + 3];
+    unsigned vifs = 0;
+    struct dirent *entry;
+    DIR *dir;
+
+    snprintf(path, sizeof(path), "/sys/class/net/%s/brif", cfg->guest_bridge);
+    snprintf(port, sizeof(port), "%s-g", cfg->tap);
+    dir = opendir(path);
+    if (!dir)
+        return error_set(err, "guest-bridge %s: no such bridge", cfg->guest_bridge);
+    while ((entry = readdir(dir)))
+        if (entry->d_name[0] != '.' && strcmp(entry->d_name, port) != 0 && vifs++) {
+            error_set(err, "guest-bridge %s has more than one interface besides %s: packets would get past remusd",
+                      cfg->guest_bridge, port);
+            closedir(dir);
+            return -1;
+        }
+    closedir(dir);
+    return 0;
+}
+
+static int check_vif(const struct vm_config *cfg, const libxl_domain_config *config, struct error *err)
+{
+    const libxl_device_nic *nic = config->nics;
+
+    if (config->num_nics == 0)
+        return !*cfg->tap ? 0 : error_set(err, "it has no vif, but its section a tap");
+    if (!*cfg->tap)
+        return error_set(err, "it has a vif, whose packets must be held: set tap, mac and guest-bridge");
+    if (config->num_nics > 1)
+        return error_set(err, "it has %d vifs, one at most can be held", config->num_nics);
+    if (!nic->bridge || strcmp(nic->bridge, cfg->guest_bridge) != 0)
+        return error_set(err, "its vif is on bridge %s: put it on guest-bridge = %s", nic->bridge ? nic->bridge : "?",
+                         cfg->guest_bridge);
+    return check_bridge(cfg, err);
+}
+
+/* Only what we can keep the promises for. */
+static int check_config(const struct vm_config *cfg, const libxl_domain_config *config, struct error *err)
+{
+    if (config->c_info.type == LIBXL_DOMAIN_TYPE_PV)
+        return error_set(err, "it is a PV domain: its memory cannot be tracked on this Xen, which is built without "
+                         "CONFIG_SHADOW_PAGING; use type = \"pvh\" in its configuration");
+    if (config->c_info.type != LIBXL_DOMAIN_TYPE_PVH)
+        return error_set(err, "it is an HVM domain, whose device model is not replicated; use type = \"pvh\" in its "
+                         "configuration");
+    if (check_vif(cfg, config, err) < 0)
+        return -1;
+    if (config->num_disks)
+        return error_set(err, "it has a disk, which would not be replicated together with its memory");
+    if (config->num_pcidevs || config->num_p9s || config->num_vtpms || config->num_usbctrls ||
+        config->num_pvcallsifs || config->num_vdispls || config->num_vsnds)
+        return error_set(err, "it has devices that cannot be replicated");
+    return 0;
+}
+
+static char *get_config(struct xen_vm *v, const struct vm_config *cfg, struct error *err)
+{
+    libxl_ctx *ctx = xen_libxl(err);
+    libxl_domain_config config;
+    char *text = NULL;
+
+    if (!ctx)
+        return NULL;
+    libxl_domain_config_init(&config);
+    if (libxl_retrieve_domain_configuration(ctx, v->domain.id, &config, NULL))
+        error_set(err, "libxl does not tell the domain's configuration: was it made by xl?");
+    else if (check_config(cfg, &config, err) == 0 && !(text = libxl_domain_config_to_json(ctx, &config)))
+        error_set(err, "no memory");
+    libxl_domain_config_dispose(&config);
+    libxl_ctx_free(ctx);
+    return text;
+}
+
+static int describe(struct xen_vm *v, const struct vm_config *cfg, struct xen_machine *m, struct error *err)
+{
+    __attribute__((cleanup(buffer_free))) struct buffer head = {0};
+    cleanup_free char *config = get_config(v, cfg, err);
+    unsigned major, minor;
+
+    if (!config)
+        return -1;
+    xen_version(&v->domain, &major, &minor);
+    if (stream_put_head(&head, major, minor) < 0)
+        return error_set(err, "no memory");
+    if (put_policy(v, &head, err) < 0)
+        return -1;
+    m->head = head.data;
+    m->head_length = head.len;
+    m->config = config;
+    m->config_length = strlen(config);
+    buffer_clear(&v->vm.description);
+    return xen_machine_put(&v->vm.description, m) < 0 ? error_set(err, "no memory") : 0;
+}
+
+/* --- dirty pages --- */
+
+/* A migration uses log-dirty mode too: only what an earlier daemon left on may be turned off. */
+static int start_tracking(struct xen_vm *v, struct error *err)
+{
+    struct xen_domain *d = &v->domain;
+    unsigned long marked = 0;
+    FILE *f = fopen(v->marker, "re");
+
+    if (f) {
+        if (fscanf(f, "%lu", &marked) == 1 && marked == d->id)
+            xc_shadow_control(d->xc, d->id, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
+        fclose(f);
+    }
+    if (xc_shadow_control(d->xc, d->id, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0) < 0)
+        return errno == EINVAL || errno == EEXIST
+                   ? error_set(err, "something else tracks the domain's pages: a migration, xl save or xl remus")
+               : errno == EOPNOTSUPP ? error_set(err, "this Xen has no log-dirty mode for the domain")
+                                     : error_set(err, "log-dirty mode: %s", strerror(errno));
+    f = fopen(v->marker, "we");
+    if (f) {
+        fprintf(f, "%u\n", d->id);
+        fclose(f);
+    }
+    return 0;
+}
+
+static int allocate_dirty(struct xen_vm *v)
+{
+    DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
+    size_t octets = (v->vm.pages + 63) / 64 * 8;
+
+    map = xc_hypercall_buffer_alloc_pages(v->domain.xc, map, (int)((octets + PAGE_SIZE - 1) / PAGE_SIZE));
+    return map ? 0 : -1;
+}
+
+static int vm_scan(struct vm *vm, struct bitmap *dirty, struct error *err)
+{
+    struct xen_vm *v = of(vm);
+    DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
+    xc_dominfo_t info;
+
+    if (!xen_domain_info(&v->domain, &info))
+        return error_set(err, "the domain is gone");
+    if (info.nr_pages != v->nr_pages)
+        return error_set(err, "the domain had %" PRIu64 " pages and now has %lu: ballooning is not followed",
+                         v->nr_pages, info.nr_pages);
+    if (xc_logdirty_control(v->domain.xc, v->domain.id, XEN_DOMCTL_SHADOW_OP_CLEAN, HYPERCALL_BUFFER(map), vm->pages,
+                            0, NULL) < 0)
+        return error_set(err, "the domain's dirty pages: %s", strerror(errno));
+    for (uint64_t w = 0; w < (vm->pages + 63) / 64; w++)
+        dirty->words[w] |= (v->scanned ? map[w] : UINT64_MAX) & v->present.words[w];
+    v->scanned = true;
+    return 0;
+}
+
+/* --- suspend and resume --- */
+
+static int resume_domain(struct xen_vm *v, struct error *err)
+{
+    if (xc_domain_resume(v->domain.xc, v->domain.id, 1) < 0)
+        return error_set(err, "the domain does not resume: %s", strerror(errno));
+    v->suspended = false;
+    xs_resume_domain(v->domain.xs, v->domain.id); /* or xenstored never says again that it has shut down */
+    return 0;
+}
+
+static bool is_suspended(const xc_dominfo_t *info)
+{
+    return info->shutdown && info->shutdown_reason == SHUTDOWN_suspend;
+}
+
+/* Takes the request back, unless the guest has taken it up already. */
+static bool take_back(struct xen_vm *v)
+{
+    for (;;) {
+        xs_transaction_t t = xs_transaction_start(v->domain.xs);
+        unsigned len;
+        cleanup_free char *value = xs_read(v->domain.xs, t, v->control, &len);
+        bool pending = value && strcmp(value, "suspend") == 0;
+
+        if (pending)
+            xs_write(v->domain.xs, t, v->control, "", 0);
+        if (xs_transaction_end(v->domain.xs, t, false) || errno != EAGAIN)
+            return pending;
+    }
+}
+
+/* Waits for the suspended domain; time in which its operator has paused it does not count. */
+static int wait_suspended(struct xen_vm *v, struct error *err)
+{
+    struct pollfd p = {.fd = xs_fileno(v->domain.xs), .events = POLLIN};
+    uint64_t deadline = clock_ns() + SUSPEND_NS;
+    bool taken_up = false;
+    xc_dominfo_t info;
+
+    for (;;) {
+        if (!xen_domain_info(&v->domain, &info) || info.dying)
+            return error_set(err, "the domain is gone");
+        if (is_suspended(&info))
+            return 0;
+        if (info.shutdown)
+            return error_set(err, "the guest shut down or crashed");
+        if (info.paused)
+            deadline = clock_ns() + SUSPEND_NS;
+        if (clock_ns() > deadline) {
+            if (!taken_up && take_back(v))
+                return error_set(err, "the guest does not answer a request to suspend within %d s: does its kernel "
+                                 "support it (CONFIG_HIBERNATE_CALLBACKS, control/platform-feature...)?",
+                                 (int)(SUSPEND_NS / NS_PER_S));
+            v->late = taken_up;
+            if (taken_up)
+                return error_set(err, "the guest has begun to suspend and does not end it");
+            taken_up = true;
+            deadline = clock_ns() + SUSPEND_NS;
+        }
+        if (poll(&p, 1, POLL_MS) > 0) {
+            char **event = xs_check_watch(v->domain.xs);
+
+            free(event);
+        }
+    }
+}
+
+/* The operator's request to shut down that the guest has not taken up yet must not be overwritten (R7). */
+static int request_suspend(struct xen_vm *v, struct error *err)
+{
+    uint64_t deadline = clock_ns() + SUSPEND_NS;
+
+    while (clock_ns() < deadline) {
+        xs_transaction_t t = xs_transaction_start(v->domain.xs);
+        unsigned len;
+        cleanup_free char *value = xs_read(v->domain.xs, t, v->control, &len);
+        bool others = value && *value && strcmp(value, "suspend") != 0;
+
+        if (!t || (!others && !xs_write(v->domain.xs, t, v->control, "suspend", strlen("suspend")))) {
+            xs_transaction_end(v->domain.xs, t, true);
+            return error_set(err, "%s: %s", v->control, strerror(errno));
+        }
+        if (xs_transaction_end(v->domain.xs, t, false) && !others)
+            return 0;
+        if (xen_domain_health(&v->domain) != VM_ALIVE)
+            return error_set(err, "the guest shut down or crashed");
+        if (others)
+            clock_sleep_until(clock_ns() + POLL_MS * NS_PER_MS);
+    }
+    return error_set(err, "the guest does not take up another request in %s", v->control);
+}
+
+static int vm_suspend(struct vm *vm, struct error *err)
+{
+    struct xen_vm *v = of(vm);
+    xc_dominfo_t info;
+
+    if (xen_domain_info(&v->domain, &info) && is_suspended(&info))
+        return error_set(err, "somebody else has suspended the domain: xl save, xl migrate or xl remus");
+    if (request_suspend(v, err) < 0 || wait_suspended(v, err) < 0)
+        return -1;
+    v->suspended = true;
+    return 0;
+}
+
+static int vm_resume(struct vm *vm, struct error *err)
+{
+    return resume_domain(of(vm), err);
+}
+
+static int vm_save_state(struct vm *vm, struct buffer *state, struct error *err)
+{
+    struct xen_vm *v = of(vm);
+    struct {
+        uint32_t mode, khz;
+        uint64_t nsec;
+        uint32_t incarnation, reserved;
+    } tsc = {0};
+    int len = xc_domain_hvm_getcontext(v->domain.xc, v->domain.id, NULL, 0);
+    uint32_t header[2] = {STREAM_HVM_CONTEXT};
+    static const uint8_t zeros[8];
+
+    if (len <= 0 || (unsigned)len > VM_STATE_MAX ||
+        xc_domain_get_tsc_info(v->domain.xc, v->domain.id, &tsc.mode, &tsc.nsec, &tsc.khz, &tsc.incarnation) < 0)
+        return error_set(err, "the processors' state: %s", strerror(errno));
+    if (stream_put_record(state, STREAM_TSC_INFO, &tsc, sizeof(tsc)) < 0 ||
+        buffer_reserve(state, sizeof(header) + (size_t)len + 8) < 0)
+        return error_set(err, "no memory");
+    len = xc_domain_hvm_getcontext(v->domain.xc, v->domain.id, state->data + state->len + sizeof(header),
+                                   (uint32_t)len);
+    if (len < 0)
+        return error_set(err, "the processors' state: %s", strerror(errno));
+    header[1] = (uint32_t)len;
+    memcpy(state->data + state->len, header, sizeof(header));
+    state->len += sizeof(header) + (size_t)len;
+    return buffer_append(state, zeros, -(size_t)len & 7) || buffer_append(state, v->params.data, v->params.len)
+               ? error_set(err, "no memory") : 0;
+}
+
+/* --- begin and end --- */
+
+static void let_go(struct xen_vm *v)
+{
+    DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
+
+    if (v->vm.memory)
+        munmap((void *)v->vm.memory, v->vm.pages * PAGE_SIZE);
+    v->vm.memory = NULL;
+    if (map)
+        xc_hypercall_buffer_free_pages(v->domain.xc, map,
+                                       (int)(((v->vm.pages + 63) / 64 * 8 + PAGE_SIZE - 1) / PAGE_SIZE));
+    bitmap_free(&v->present);
+    buffer_free(&v->params);
+    buffer_free(&v->vm.description);
+    xen_domain_disconnect(&v->domain);
+    free(v);
+}
+
+static void vm_close(struct vm *vm)
+{
+    struct xen_vm *v = of(vm);
+
+    xc_shadow_control(v->domain.xc, v->domain.id, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
+    unlink(v->marker);
+    let_go(v);
+}
+
+/* Its processors stop at once, the rest may take a while.  Nothing of it may stay mapped, or it never goes. */
+static void vm_destroy(struct vm *vm)
+{
+    struct xen_vm *v = of(vm);
+
+    xc_domain_pause(v->domain.xc, v->domain.id);
+    munmap((void *)vm->memory, vm->pages * PAGE_SIZE);
+    vm->memory = NULL;
+    xen_domain_destroy(&v->domain, NULL);
+    unlink(v->marker);
+    let_go(v);
+}
+
+static enum vm_health vm_health(struct vm *vm)
+{
+    struct xen_vm *v = of(vm);
+    xc_dominfo_t info;
+
+    /* It has answered a request that we had given up. */
+    if (v->late && xen_domain_info(&v->domain, &info) && is_suspended(&info) && resume_domain(v, NULL) == 0)
+        v->late = false;
+    return xen_domain_health(&v->domain);
+}
+
+/* Ids of domains are not used again for a long time, and start afresh with the host; so does RUN_DIR. */
+static uint64_t instance(const xc_dominfo_t *info)
+{
+    uint64_t n = 0;
+
+    memcpy(&n, info->handle, sizeof(uint32_t));
+    return n << 32 | info->domid;
+}
+
+static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *err)
+{
+    struct xen_domain *d = &v->domain;
+    struct xen_machine machine = {0};
+    xc_dominfo_t info;
+    xen_pfn_t pages;
+    int rc = -1;
+
+    if (!xen_domain_info(d, &info))
+        return error_set(err, "the domain is gone");
+    if (xc_domain_nr_gpfns(d->xc, d->id, &pages) < 0)
+        return error_set(err, "the domain's highest page: %s", strerror(errno));
+    if (info.nr_pages > cfg->memory_bytes / PAGE_SIZE + ROOM_PAGES)
+        return error_set(err, "it has %lu MiB, its section says %" PRIu64 ": set memory = %lu", info.nr_pages >> 8,
+                         cfg->memory_bytes >> 20, (info.nr_pages + 255) >> 8);
+    v->vm.instance = instance(&info);
+    v->nr_pages = info.nr_pages;
+    v->vm.pages = machine.pages = pages;
+    if (!xs_watch(d->xs, SUSPEND_WATCH, "suspended"))
+        return error_set(err, "xenstore watch: %s", strerror(errno));
+    if (bitmap_init(&v->present, pages) < 0 || allocate_dirty(v) < 0)
+        return error_set(err, "no memory for %lu pages' bits", (unsigned long)pages);
+    if (find_pages(v, &machine, err) == 0 && describe(v, cfg, &machine, err) == 0 && put_params(v, err) == 0) {
+        for (unsigned i = 0; i < machine.range_count; i++)
+            bitmap_set_range(&v->present, machine.ranges[i].first, machine.ranges[i].count);
+        v->vm.memory = xen_domain_map(d, pages, machine.ranges, machine.range_count, false, err);
+        if (v->vm.memory)
+            rc = start_tracking(v, err);
+    }
+    xen_machine_free(&machine);
+    /* A daemon that died in mid-epoch left the guest suspended. */
+    return rc == 0 && is_suspended(&info) ? resume_domain(v, err) : rc;
+}
+
+static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *err)
+{
+    struct xen_vm *v = calloc(1, sizeof(*v));
+
+    if (!v)
+        return error_set(err, "no memory");
+    v->vm.ops = &xen_vm_ops;
+    v->vm.attached = true;
+    strcpy(v->vm.accelerator, "xen");
+    strcpy(v->vm.tracker, "log-dirty");
+    if (xen_domain_connect(&v->domain, err) < 0) {
+        free(v);
+        return -1;
+    }
+    v->domain.id = xen_domain_find(&v->domain, cfg->name);
+    snprintf(v->control, sizeof(v->control), "/local/domain/%u/control/shutdown", v->domain.id);
+    snprintf(v->marker, sizeof(v->marker), "%s/%s.logdirty", cfg->run_dir, cfg->name);
+    if (v->domain.id == 0)
+        error_set(err, "there is no domain \"%s\": start it with xl create", cfg->name);
+    else if (xen_profile(&v->domain, v->vm.profile, err) == 0 && set_up(v, cfg, err) == 0) {
+        *vm = &v->vm;
+        return 0;
+    } else {
+        error_prefix(err, "domain \"%s\"", cfg->name);
+    }
+    let_go(v);
+    return -1;
+}
+
+const struct vm_ops xen_vm_ops = {
+    .name = "xen",
+    .running = vm_running,
+    .open = vm_open,
+    .suspend = vm_suspend,
+    .resume = vm_resume,
+    .scan = vm_scan,
+    .save_state = vm_save_state,
+    .health = vm_health,
+    .destroy = vm_destroy,
+    .close = vm_close,
+};
