@@ -28,9 +28,9 @@ void page_cache_begin(struct page_cache *c);
 /*
  * The place of what is remembered of `pfn`, now the most recently used.  *found says whether it was
  * filled before; the caller must fill it in any case.  NULL when every slot is in use by this
- * checkpoint, or pfn's is already.  *recycled, unless NULL, is the page whose slot was taken for it,
- * if it had been found there: it may have been filled again, and that is still there.  Otherwise
- * UINT64_MAX.
+ * checkpoint, or pfn's is already (and is then forgotten).  Unless recycled is NULL, *recycled is
+ * the page whose slot was taken for it, if that was found again since it was filled first; what it
+ * held is still there.  Otherwise UINT64_MAX.
  */
 uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled);
 

@@ -296,9 +296,9 @@ static void plan_page(struct page_encoder *enc, struct page_worker *w, size_t i)
     w->known[i] = false;
     if (w->found[i])
         return;
-    w->prints[i] = (struct page_prints *)page_cache_get(enc->prints, w->pfns[i], &w->known[i], NULL);
+    w->prints[i] = (void *)page_cache_get(enc->prints, w->pfns[i], &w->known[i], NULL);
     if (recycled != UINT64_MAX)
-        w->left[i] = (struct page_prints *)page_cache_get(enc->prints, recycled, &found, NULL);
+        w->left[i] = (void *)page_cache_get(enc->prints, recycled, &found, NULL);
 }
 
 int page_plan(struct page_encoder *enc, unsigned thread, const uint64_t *pfns,

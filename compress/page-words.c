@@ -100,6 +100,13 @@ INLINE uint64_t scatter_plain(uint64_t v, unsigned b)
         mask = widen(mask);                                                                        \
         words = nonzero_bytes(mask);                                                               \
         *parts->words++ = (uint8_t)words;                                                          \
+        if (mask == UINT64_MAX) {                                                                  \
+            memset(parts->bytes, 0xff, 8);                                                         \
+            memcpy(parts->data, page, PAGE_LINE_BYTES);                                            \
+            parts->bytes += 8;                                                                     \
+            parts->data += PAGE_LINE_BYTES;                                                        \
+            return;                                                                                \
+        }                                                                                          \
         for (; words; words &= words - 1) {                                                        \
             int at = 8 * __builtin_ctz(words);                                                     \
             unsigned b = mask >> at & 0xff;                                                        \
@@ -121,6 +128,12 @@ INLINE uint64_t scatter_plain(uint64_t v, unsigned b)
     {                                                                                              \
         unsigned words = *parts->words++;                                                          \
                                                                                                    \
+        if (words == 0xff && load64(parts->bytes) == UINT64_MAX) {                                 \
+            memcpy(page, parts->data, PAGE_LINE_BYTES);                                            \
+            parts->bytes += 8;                                                                     \
+            parts->data += PAGE_LINE_BYTES;                                                        \
+            return;                                                                                \
+        }                                                                                          \
         if (page != guess)                                                                         \
             memcpy(page, guess, PAGE_LINE_BYTES);                                                  \
         for (; words; words &= words - 1) {                                                        \
