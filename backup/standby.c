@@ -103,17 +103,17 @@ static void active_path(const struct standby *s, char path[PATH_MAX])
     snprintf(path, PATH_MAX, "%s/%s.active", s->cfg->run_dir, s->cfg->name);
 }
 
-static void mark_active(const struct standby *s, const char *word)
+static void mark_active(struct standby *s, const char *word)
 {
     char path[PATH_MAX];
     FILE *f;
+    bool ok;
 
     active_path(s, path);
     f = fopen(path, "we");
-    if (!f)
-        return;
-    fprintf(f, "%016" PRIx64 " %s\n", s->spent, word);
-    fclose(f);
+    ok = f && fprintf(f, "%016" PRIx64 " %s\n", s->spent, word) > 0;
+    if ((f && fclose(f) != 0) || !ok)
+        note(s, "%s: %s; a remus-backupd that is restarted will not know that the VM runs here", path, strerror(errno));
 }
 
 /*
