@@ -35,8 +35,8 @@ void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_
 
 /*
  * The same for a page of whose old content only the fingerprints are known.  Bits of `differ`:
- * lines that are not in place.  `guess` becomes what the moves predict; words that nobody knows are made
- * to differ from the page in every byte.  Returns how many words are known.
+ * lines that are not in place.  `guess` becomes what the moves predict; words that nobody knows
+ * are made to differ from the page in every byte.  Returns how many words are known.
  */
 unsigned page_moves_find_lines(struct page_moves *moves, const struct page_words_ops *ops,
                                const uint64_t *key, const uint8_t *page, uint64_t differ,

@@ -29,8 +29,8 @@
 /*
  * A line's fingerprint tells whether the replica has the line, in a tenth of its size.  The hash is
  * almost universal: the key is random and stays in the encoder, so two different lines, whoever
- * made them, have the same fingerprint with a probability of at most 2^-46.  (Multilinear-HM of Lemire
- * and Kaser, "Strongly universal string hashing is fast", 2014, twice: 32 bits and 16.)
+ * made them, have the same fingerprint with a probability of at most 2^-46.  (Multilinear-HM of
+ * Lemire and Kaser, "Strongly universal string hashing is fast", 2014, twice: 32 bits and 16.)
  */
 #define PAGE_KEY_WORDS 32
 
