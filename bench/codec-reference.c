@@ -48,7 +48,7 @@ static void *reference_create(const struct codec_ops *ops, const struct codec_co
     if (!r)
         return NULL;
     r->ops = ops;
-    r->cache = page_cache_new((uint32_t)(config->cache_bytes / PAGE));
+    r->cache = page_cache_new((uint32_t)(config->cache_bytes / PAGE), PAGE);
     if (!r->cache) {
         reference_destroy(r);
         return NULL;
@@ -86,7 +86,7 @@ static size_t reference_encode(void *state, const uint64_t *pfns, const uint8_t 
     page_cache_begin(r->cache);
     for (size_t i = 0; i < n; i++) {
         bool found = false;
-        uint8_t *copy = r->ops == &codec_lz4 ? NULL : page_cache_get(r->cache, pfns[i], &found);
+        uint8_t *copy = r->ops == &codec_lz4 ? NULL : page_cache_get(r->cache, pfns[i], &found, NULL);
         uint8_t *head = put_varint(out, (pfns[i] - next) << 2);
         size_t len;
         int kind = r->ops->page_encode(pages[i], copy && found ? copy : NULL, head + 2, &len);

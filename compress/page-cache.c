@@ -11,16 +11,18 @@
 struct slot {
     uint64_t pfn;
     uint32_t prev, next; /* towards more and less recently used */
-    uint64_t round;
+    uint32_t round;
+    bool filled; /* or to be filled in this checkpoint */
 };
 
 struct page_cache {
     uint32_t slots, used;
     uint32_t mask; /* table size - 1 */
-    uint64_t round;
+    uint32_t round;
+    size_t bytes; /* of a slot */
     uint32_t *table;
     struct slot *slot;
-    uint8_t *pages;
+    uint8_t *memory;
 };
 
 static uint32_t table_home(const struct page_cache *c, uint64_t pfn)
@@ -59,15 +61,39 @@ static void list_push(struct page_cache *c, uint32_t s)
     c->slot[0].next = s;
 }
 
-uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found)
+/* Where pfn is in the table, or the empty place where it belongs. */
+static uint32_t table_find(const struct page_cache *c, uint64_t pfn)
 {
-    uint32_t i, s;
+    uint32_t i = table_home(c, pfn);
 
-    for (i = table_home(c, pfn); c->table[i]; i = (i + 1) & c->mask)
-        if (c->slot[c->table[i]].pfn == pfn)
-            break;
-    s = c->table[i];
-    *found = s != 0;
+    while (c->table[i] && c->slot[c->table[i]].pfn != pfn)
+        i = (i + 1) & c->mask;
+    return i;
+}
+
+/* Puts a slot that is in no list first; was it filled before this checkpoint? */
+static bool use(struct page_cache *c, uint32_t s, bool filled)
+{
+    bool before = c->slot[s].filled && c->slot[s].round != c->round;
+
+    list_push(c, s);
+    c->slot[s].round = c->round;
+    c->slot[s].filled = filled;
+    return before;
+}
+
+static uint8_t *place(const struct page_cache *c, uint32_t s)
+{
+    return c->memory + (size_t)(s - 1) * c->bytes;
+}
+
+uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled)
+{
+    uint32_t i = table_find(c, pfn), s = c->table[i];
+
+    *found = false;
+    if (recycled)
+        *recycled = UINT64_MAX;
     if (s) {
         list_remove(c, s);
     } else {
@@ -77,17 +103,28 @@ uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found)
             s = c->slot[0].prev;
             if (c->slot[s].round == c->round)
                 return NULL;
+            if (recycled && c->slot[s].filled)
+                *recycled = c->slot[s].pfn;
             list_remove(c, s);
             table_remove(c, c->slot[s].pfn);
-            for (i = table_home(c, pfn); c->table[i]; i = (i + 1) & c->mask)
-                ;
+            i = table_find(c, pfn);
         }
+        c->slot[s].filled = false;
         c->table[i] = s;
         c->slot[s].pfn = pfn;
     }
-    list_push(c, s);
-    c->slot[s].round = c->round;
-    return c->pages + (size_t)(s - 1) * PAGE_BYTES;
+    *found = use(c, s, true);
+    return place(c, s);
+}
+
+const uint8_t *page_cache_take(struct page_cache *c, uint64_t pfn)
+{
+    uint32_t s = c->table[table_find(c, pfn)];
+
+    if (!s)
+        return NULL;
+    list_remove(c, s);
+    return use(c, s, false) ? place(c, s) : NULL;
 }
 
 void page_cache_begin(struct page_cache *c)
@@ -102,12 +139,12 @@ void page_cache_clear(struct page_cache *c)
     c->used = 0;
 }
 
-static size_t pages_bytes(const struct page_cache *c)
+static size_t memory_bytes(const struct page_cache *c)
 {
-    return (size_t)c->slots * PAGE_BYTES;
+    return (size_t)c->slots * c->bytes;
 }
 
-struct page_cache *page_cache_new(uint32_t slots)
+struct page_cache *page_cache_new(uint32_t slots, size_t bytes)
 {
     struct page_cache *c = calloc(1, sizeof(*c));
     size_t table = 16;
@@ -117,15 +154,16 @@ struct page_cache *page_cache_new(uint32_t slots)
     while (table < (size_t)slots + slots / 2)
         table *= 2;
     c->slots = slots;
+    c->bytes = bytes;
     c->mask = (uint32_t)(table - 1);
     c->round = 1;
     c->table = calloc(table, sizeof(*c->table));
     c->slot = calloc((size_t)slots + 1, sizeof(*c->slot));
-    c->pages =
-        mmap(NULL, pages_bytes(c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (c->pages == MAP_FAILED)
-        c->pages = NULL;
-    if (!c->table || !c->slot || !c->pages) {
+    c->memory =
+        mmap(NULL, memory_bytes(c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (c->memory == MAP_FAILED)
+        c->memory = NULL;
+    if (!c->table || !c->slot || !c->memory) {
         page_cache_free(c);
         errno = ENOMEM;
         return NULL;
@@ -137,8 +175,8 @@ void page_cache_free(struct page_cache *c)
 {
     if (!c)
         return;
-    if (c->pages)
-        munmap(c->pages, pages_bytes(c));
+    if (c->memory)
+        munmap(c->memory, memory_bytes(c));
     free(c->table);
     free(c->slot);
     free(c);
@@ -147,5 +185,5 @@ void page_cache_free(struct page_cache *c)
 size_t page_cache_memory(const struct page_cache *c)
 {
     return sizeof(*c) + ((size_t)c->mask + 1) * sizeof(*c->table) +
-           ((size_t)c->slots + 1) * sizeof(*c->slot) + pages_bytes(c);
+           ((size_t)c->slots + 1) * sizeof(*c->slot) + memory_bytes(c);
 }

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The sender's copies of what the replica holds: a fixed number of slots, found by pfn, recycled in
- * the order of last use.
+ * What the sender remembers of the pages that the replica holds: a fixed number of slots of one
+ * size, found by pfn, recycled in the order of last use.  One cache holds copies of pages, another
+ * only the fingerprints of those that had to leave it.
  *
- *   table (open addressing, linear probing)       slots                pages
- *     hash(pfn) -> [ slot | 0 ]            ->  { pfn, prev, next, round } -> 4096 bytes
+ *   table (open addressing, linear probing)       slots                memory
+ *     hash(pfn) -> [ slot | 0 ]            ->  { pfn, prev, next, round } -> bytes
  *
  * A slot used since the last page_cache_begin() is never recycled before the next one.  So within a
  * checkpoint each slot belongs to one page: workers may fill different slots at the same time, and
@@ -19,17 +20,24 @@
 
 struct page_cache;
 
-struct page_cache *page_cache_new(uint32_t slots); /* NULL with ENOMEM */
+struct page_cache *page_cache_new(uint32_t slots, size_t bytes); /* NULL with ENOMEM */
 void page_cache_free(struct page_cache *c);
 void page_cache_clear(struct page_cache *c);
 void page_cache_begin(struct page_cache *c);
 
 /*
- * The place of the copy of `pfn`, now the most recently used.  *found says whether it holds the
- * page as shipped last; otherwise the caller must fill it.  NULL when every slot is in use by this
- * checkpoint.
+ * The place of what is remembered of `pfn`, now the most recently used.  *found says whether it was
+ * filled before this checkpoint; the caller must fill it in any case.  NULL when every slot is in
+ * use by this checkpoint.  *recycled is the page whose slot was taken for it, and what it held is
+ * still there; UINT64_MAX: none.  The pointer may be NULL.
  */
-uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found);
+uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled);
+
+/*
+ * What was filled for `pfn` before this checkpoint, or NULL.  It can be read until the next
+ * page_cache_begin() and is forgotten then.
+ */
+const uint8_t *page_cache_take(struct page_cache *c, uint64_t pfn);
 
 size_t page_cache_memory(const struct page_cache *c);
 

@@ -4,6 +4,7 @@
 #include <lz4.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <zstd.h>
 
 #include "compress/page-block.h"
@@ -11,11 +12,22 @@
 #include "compress/page-moves.h"
 
 /* With more changed words than this it is worth looking for what moved. */
-#define MOVES_WORDS 48
+#define MOVES_WORDS 32
 /* ... which is known after so many lines of a page that changed all over. */
 #define STEP_LINES 16
-/* A page with more bytes left than this is tried the other way too. */
-#define RETRY_BYTES 1024
+/* With more changed lines than this what moved are lines, with fewer it is a row. */
+#define MOVED_LINES 12
+/* With fewer known words than this a page goes without them. */
+#define KNOWN_WORDS 96
+/* At most this share of the memory is for fingerprints; a page's take a tenth of its copy. */
+#define PRINTS_SHARE 2
+#define PRINTS_BYTES (sizeof(struct page_prints) + 36) /* with the cache's overhead */
+/* A page with more bytes left than this is tried the other way too, */
+#define RETRY_BYTES 2048
+/* ... and with more than this where the pages before repeat themselves. */
+#define RETRY_ALIKE_BYTES 1024
+/* LZ4 finds hardly less at this acceleration, and text costs it less time. */
+#define LZ4_ACCELERATION 2
 /* A page of which more is left goes as it is: masks would only be in the way. */
 #define RAW_BYTES 3584
 
@@ -35,12 +47,19 @@ struct page_worker {
     const uint8_t *raw[PAGE_BLOCK_MAX];
     uint8_t *copies[PAGE_BLOCK_MAX]; /* in the cache, or NULL */
     bool found[PAGE_BLOCK_MAX];      /* whether that holds the page as shipped last */
+    /*
+     * Of a page that was not found: its fingerprints, or NULL; and where the fingerprints go of what
+     * the copy held before (of the page itself when it has no copy), or NULL.
+     */
+    const struct page_prints *known[PAGE_BLOCK_MAX];
+    struct page_prints *keep[PAGE_BLOCK_MAX];
 
     struct page_stats stats;
     void *lz4, *zstd_memory;
     ZSTD_CCtx *zstd;
     struct page_moves moves;
     uint8_t predicted[PAGE_BYTES];
+    uint8_t partial[PAGE_BYTES]; /* an old page, as far as it is known */
     uint8_t before[PAGE_BYTES]; /* the old copy of the page before, */
     uint64_t before_pfn;        /* which is this one; UINT64_MAX: none */
 
@@ -58,7 +77,8 @@ struct page_encoder {
     enum page_codec codec;
     uint32_t generation, sequence;
     uint64_t next_pfn; /* the lowest that may follow in this checkpoint */
-    struct page_cache *cache;
+    struct page_cache *cache, *prints;
+    uint64_t key[PAGE_KEY_WORDS]; /* of the fingerprints */
     const struct page_words_ops *words;
     unsigned threads;
     struct page_worker **workers;
@@ -123,6 +143,28 @@ static struct page_worker *worker_new(void)
     return w;
 }
 
+/* Can fail only the first time. */
+static int new_key(struct page_encoder *enc)
+{
+    return getentropy(enc->key, sizeof(enc->key));
+}
+
+/* Fingerprints for all pages, as far as their share goes; copies for the rest of the memory. */
+static int caches_new(struct page_encoder *enc, uint64_t bytes)
+{
+    uint64_t copies = bytes / PAGE_BYTES, prints = 1; /* never used where all pages have a copy */
+
+    if (copies < enc->guest_pages) {
+        prints = bytes / PRINTS_SHARE / PRINTS_BYTES;
+        if (prints > enc->guest_pages)
+            prints = enc->guest_pages;
+        copies -= prints * PRINTS_BYTES / PAGE_BYTES;
+    }
+    enc->prints = page_cache_new((uint32_t)prints, sizeof(struct page_prints));
+    enc->cache = page_cache_new((uint32_t)copies, PAGE_BYTES);
+    return enc->prints && enc->cache ? 0 : -1;
+}
+
 struct page_encoder *page_encoder_new(const struct page_encoder_config *config)
 {
     uint64_t bytes =
@@ -141,10 +183,13 @@ struct page_encoder *page_encoder_new(const struct page_encoder_config *config)
         return NULL;
     enc->guest_pages = config->guest_pages;
     enc->words = page_words_best();
-    enc->cache = page_cache_new((uint32_t)(bytes / PAGE_BYTES));
     enc->workers = calloc(threads, sizeof(*enc->workers));
-    if (!enc->cache || !enc->workers)
+    if (!enc->workers || caches_new(enc, bytes) < 0)
         goto fail;
+    if (new_key(enc) < 0) {
+        page_encoder_free(enc);
+        return NULL;
+    }
     for (enc->threads = 0; enc->threads < threads; enc->threads++) {
         enc->workers[enc->threads] = worker_new();
         if (!enc->workers[enc->threads])
@@ -167,12 +212,15 @@ void page_encoder_free(struct page_encoder *enc)
         worker_free(enc->workers[i]);
     free(enc->workers);
     page_cache_free(enc->cache);
+    page_cache_free(enc->prints);
     free(enc);
 }
 
 void page_encoder_reset(struct page_encoder *enc)
 {
     page_cache_clear(enc->cache);
+    page_cache_clear(enc->prints);
+    new_key(enc);
     enc->generation++;
     enc->sequence = 0;
     page_encoder_begin(enc);
@@ -186,6 +234,7 @@ void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec)
 void page_encoder_begin(struct page_encoder *enc)
 {
     page_cache_begin(enc->cache);
+    page_cache_begin(enc->prints);
     enc->next_pfn = 0;
 }
 
@@ -210,7 +259,7 @@ const struct page_stats *page_encoder_stats(struct page_encoder *enc)
 
 size_t page_encoder_memory(const struct page_encoder *enc)
 {
-    return sizeof(*enc) + page_cache_memory(enc->cache) +
+    return sizeof(*enc) + page_cache_memory(enc->cache) + page_cache_memory(enc->prints) +
            enc->threads * (sizeof(struct page_worker *) + sizeof(struct page_worker) +
                            (size_t)LZ4_sizeofState() + zstd_bytes());
 }
@@ -232,6 +281,27 @@ static bool pfns_valid(const struct page_encoder *enc, const uint64_t *pfns, siz
     return true;
 }
 
+/* Looks up what is known of a page, and where to remember it and what has to make room for it. */
+static void plan_page(struct page_encoder *enc, struct page_worker *w, size_t i)
+{
+    uint64_t recycled;
+    bool found;
+
+    w->known[i] = NULL;
+    w->keep[i] = NULL;
+    w->copies[i] = page_cache_get(enc->cache, w->pfns[i], &w->found[i], &recycled);
+    if (w->found[i])
+        return;
+    if (!w->copies[i]) {
+        w->keep[i] = (struct page_prints *)page_cache_get(enc->prints, w->pfns[i], &found, NULL);
+        w->known[i] = found ? w->keep[i] : NULL;
+        return;
+    }
+    w->known[i] = (const struct page_prints *)page_cache_take(enc->prints, w->pfns[i]);
+    if (recycled != UINT64_MAX)
+        w->keep[i] = (struct page_prints *)page_cache_get(enc->prints, recycled, &found, NULL);
+}
+
 int page_plan(struct page_encoder *enc, unsigned thread, const uint64_t *pfns,
               const uint8_t *const *pages, size_t n)
 {
@@ -249,10 +319,8 @@ int page_plan(struct page_encoder *enc, unsigned thread, const uint64_t *pfns,
     w->generation = enc->generation;
     w->sequence = enc->sequence++;
     w->codec = enc->codec;
-    for (size_t i = 0; i < n; i++) {
-        w->copies[i] = page_cache_get(enc->cache, pfns[i], &w->found[i]);
-        w->found[i] = w->found[i] && w->copies[i];
-    }
+    for (size_t i = 0; i < n; i++)
+        plan_page(enc, w, i);
     enc->next_pfn = pfns[n - 1] + 1;
     return 0;
 }
@@ -365,33 +433,34 @@ static enum page_kind encode_alone(const struct page_encoder *enc, const uint8_t
     return PAGE_SELF;
 }
 
-static void predict(uint8_t *page, const struct page_moves *moves, const uint8_t *const old[3])
+/* Makes w->predicted. Bits of `known`: the lines of old[1] that are what the replica has. */
+static void predict(struct page_worker *w, const uint8_t *page, const uint8_t *const old[3],
+                    uint64_t known)
 {
+    const struct page_moves *moves = &w->moves;
+
     for (unsigned k = 0; k < moves->count; k++) {
         const struct page_move *m = &moves->move[k];
         unsigned end = k + 1 < moves->count ? moves->move[k + 1].to : PAGE_WORDS;
+        unsigned which = m->from / PAGE_HALVES, half = m->from % PAGE_HALVES;
 
-        memcpy(page + 8 * m->to, old[m->from / PAGE_HALVES] + 4 * (m->from % PAGE_HALVES),
-               8 * (end - m->to));
+        memcpy(w->predicted + 8 * m->to, old[which] + 4 * half, 8 * (end - m->to));
+        if (known == UINT64_MAX || which != 1 || half == 2 * m->to)
+            continue;
+        for (unsigned i = m->to; i < end; i++, half += 2)
+            if (!(known >> half / 16 & known >> (half + 1) / 16 & 1))
+                page_moves_unknown(w->predicted, page, i, i + 1);
     }
 }
 
-static enum page_kind encode_moved(const struct page_encoder *enc, struct page_worker *w, size_t i,
-                                   struct sections *s)
+/* The page as w->moves and w->predicted say, or alone when that is shorter. */
+static enum page_kind put_moved(const struct page_encoder *enc, struct page_worker *w,
+                                const uint8_t *page, struct sections *s)
 {
-    const uint8_t *page = w->pages[i], *old[3] = {NULL, w->copies[i], NULL};
     struct page_parts start = s->parts;
-    uint64_t lines;
+    uint64_t lines = enc->words->take(page, w->predicted, 0, PAGE_LINES, false, &s->parts);
 
-    if (w->before_pfn + 1 == w->pfns[i] && w->before_pfn != UINT64_MAX)
-        old[0] = w->before;
-    if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1 && w->found[i + 1])
-        old[2] = w->copies[i + 1];
-    page_moves_find(&w->moves, page, old);
-    predict(w->predicted, &w->moves, old);
-    lines = enc->words->take(page, w->predicted, 0, PAGE_LINES, false, &s->parts);
-
-    if (grown(&start, &s->parts) > RETRY_BYTES) {
+    if (grown(&start, &s->parts) > (s->stride ? RETRY_ALIKE_BYTES : RETRY_BYTES)) {
         struct sections other = *s;
         enum page_kind kind = encode_alone(enc, page, &other);
 
@@ -403,12 +472,58 @@ static enum page_kind encode_moved(const struct page_encoder *enc, struct page_w
         if (s->parts.data - start.data > RAW_BYTES)
             return put_whole(page, s, &start);
     }
+    page_put64(s->line, lines);
+    s->line += 8;
+    if (w->moves.count == 1 && w->moves.move[0].from == PAGE_HALVES)
+        return PAGE_DELTA;
     *s->extra++ = (uint8_t)w->moves.count;
     for (unsigned k = 0; k < w->moves.count; k++, s->extra += PAGE_MOVE_BYTES)
         page_put32(s->extra, (uint32_t)w->moves.move[k].to << 16 | w->moves.move[k].from);
-    page_put64(s->line, lines);
-    s->line += 8;
     return PAGE_MOVED;
+}
+
+/* Looks for what moved within `mine`, of which the lines in `known` are the replica's. */
+static enum page_kind encode_moved(const struct page_encoder *enc, struct page_worker *w, size_t i,
+                                   const uint8_t *mine, uint64_t known, struct sections *s)
+{
+    const uint8_t *page = w->pages[i], *old[3] = {NULL, mine, NULL};
+
+    if (w->before_pfn + 1 == w->pfns[i] && w->before_pfn != UINT64_MAX)
+        old[0] = w->before;
+    if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1 && w->found[i + 1])
+        old[2] = w->copies[i + 1];
+    page_moves_find(&w->moves, page, old);
+    predict(w, page, old, known);
+    return put_moved(enc, w, page, s);
+}
+
+/* A page that had to leave the cache: which of its lines the replica has its fingerprints tell. */
+static enum page_kind encode_printed(const struct page_encoder *enc, struct page_worker *w,
+                                     size_t i, struct sections *s)
+{
+    const uint8_t *page = w->pages[i];
+    struct page_prints prints;
+    uint64_t differ = 0;
+
+    enc->words->prints(page, enc->key, &prints);
+    for (int l = 0; l < PAGE_LINES; l++)
+        differ |= (uint64_t)(prints.high[l] != w->known[i]->high[l] ||
+                             prints.low[l] != w->known[i]->low[l]) << l;
+    if (differ == 0)
+        return PAGE_UNCHANGED;
+    if (__builtin_popcountll(differ) > MOVED_LINES) {
+        if (page_moves_find_lines(&w->moves, enc->words, enc->key, page, differ, w->known[i],
+                                  w->predicted) < KNOWN_WORDS)
+            return encode_alone(enc, page, s);
+        return put_moved(enc, w, page, s);
+    }
+    enc->words->copy(w->partial, page);
+    for (uint64_t d = differ; d; d &= d - 1) {
+        unsigned word = 8 * (unsigned)__builtin_ctzll(d);
+
+        page_moves_unknown(w->partial, page, word, word + 8);
+    }
+    return encode_moved(enc, w, i, w->partial, ~differ, s);
 }
 
 /* A page of which the cache holds the old copy; makes the copy equal to the page. */
@@ -428,7 +543,7 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
         return PAGE_UNCHANGED;
     if (s->parts.bytes - start.bytes > MOVES_WORDS) {
         s->parts = start;
-        kind = looks_random(page) ? PAGE_RAW : encode_moved(enc, w, i, s);
+        kind = looks_random(page) ? PAGE_RAW : encode_moved(enc, w, i, copy, UINT64_MAX, s);
         if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1) {
             memcpy(w->before, copy, PAGE_BYTES);
             w->before_pfn = w->pfns[i];
@@ -446,6 +561,17 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
     return PAGE_DELTA;
 }
 
+/* Makes the cache hold a page that was not found there. */
+static void remember(const struct page_encoder *enc, struct page_worker *w, size_t i)
+{
+    const uint8_t *page = w->pages[i], *copy = w->copies[i];
+
+    if (w->keep[i])
+        enc->words->prints(copy ? copy : page, enc->key, w->keep[i]);
+    if (copy)
+        enc->words->copy(w->copies[i], page);
+}
+
 /* Codes the stream into out; how many bytes, or 0 when it would not get smaller. */
 static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t len, uint8_t *out,
                           enum page_coding *coding)
@@ -455,7 +581,7 @@ static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t l
     if (w->codec == PAGE_CODEC_LZ4) {
         *coding = PAGE_CODING_LZ4;
         got = (size_t)LZ4_compress_fast_extState(w->lz4, (const char *)stream, (char *)out,
-                                                 (int)len, (int)len - 1, 1);
+                                                 (int)len, (int)len - 1, LZ4_ACCELERATION);
     } else if (w->codec == PAGE_CODEC_ZSTD) {
         *coding = PAGE_CODING_ZSTD;
         got = ZSTD_compress2(w->zstd, out, len - 1, stream, len);
@@ -466,10 +592,17 @@ static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t l
 }
 
 /* The cache is larger than the processor's: the next copy comes in while this page is worked on. */
-static void prefetch_page(const uint8_t *page)
+static void prefetch(const void *p, size_t len)
 {
-    for (int i = 0; i < PAGE_LINES; i++)
-        __builtin_prefetch(page + i * PAGE_LINE_BYTES, 1);
+    for (size_t at = 0; p && at < len; at += PAGE_LINE_BYTES)
+        __builtin_prefetch((const uint8_t *)p + at, 1);
+}
+
+static void prefetch_next(const struct page_worker *w, size_t i)
+{
+    prefetch(w->copies[i], PAGE_BYTES);
+    prefetch(w->known[i], sizeof(struct page_prints));
+    prefetch(w->keep[i], sizeof(struct page_prints));
 }
 
 static uint8_t *prepend(uint8_t *at, const uint8_t *section, const uint8_t *end)
@@ -498,15 +631,15 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
     for (size_t i = 0; i < w->n; i++) {
         enum page_kind kind;
 
-        if (i + 1 < w->n && w->found[i + 1])
-            prefetch_page(w->copies[i + 1]);
+        if (i + 1 < w->n)
+            prefetch_next(w, i + 1);
+        w->stats.hits += w->found[i] || w->known[i];
         if (w->found[i]) {
             kind = encode_known(enc, w, i, &s);
-            w->stats.hits++;
         } else {
-            kind = encode_alone(enc, w->pages[i], &s);
-            if (w->copies[i])
-                enc->words->copy(w->copies[i], w->pages[i]);
+            kind = w->known[i] ? encode_printed(enc, w, i, &s)
+                               : encode_alone(enc, w->pages[i], &s);
+            remember(enc, w, i);
         }
         if (kind == PAGE_RAW)
             w->raw[raws++] = w->pages[i];

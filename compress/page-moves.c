@@ -8,8 +8,13 @@
 #define RUN_MIN 3
 /* Of the pages beside, what lies as near as this in half words can have come over. */
 #define NEAR 256
+#define STEP 16
 /* After each so many words without a hit the search looks at fewer. */
 #define MISSES 64
+/* In so many places a line that moved is looked for before it is taken that none did. */
+#define PATIENCE 96
+/* A page with fewer different lines than this has no rows. */
+#define KINDS_MIN 4
 
 /* The word at half word h. */
 static inline uint64_t word(const uint8_t *page, unsigned h)
@@ -35,14 +40,14 @@ static inline bool same_line(const uint8_t *a, const uint8_t *b)
 }
 
 /*
- * Rows move by words, the line pointers of an index by halves.  Of eight half words in a row the
- * first two are enough: whatever the shift, one of four neighbouring words of the page meets one of
- * them, and a hit is followed backwards.
+ * Rows move by words, the line pointers of an index by halves.  Of STEP half words in a row the
+ * first two are enough: whatever the shift, one of STEP / 2 neighbouring words of the page meets
+ * one of them, and a hit is followed backwards.
  */
 static void index_words(uint16_t *table, const uint8_t *old, unsigned base, unsigned begin,
                         unsigned end)
 {
-    for (unsigned h = begin; h < end; h += 8) {
+    for (unsigned h = begin; h < end; h += STEP) {
         table[hash(word(old, h))] = (uint16_t)(base + h + 1);
         table[hash(word(old, h + 1))] = (uint16_t)(base + h + 2);
     }
@@ -97,7 +102,8 @@ void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_
             which = (place - 1) / PAGE_HALVES;
             from = (place - 1) % PAGE_HALVES;
             shift = (int)from - (int)(2 * i);
-            for (; from > 1 && start > moves->move[moves->count - 1].to + 1u && i - start < 3;
+            for (; from > 1 && start > moves->move[moves->count - 1].to + 1u &&
+                   i - start < STEP / 2 - 1;
                  start--) {
                 from -= 2;
                 if (word(page, 2 * start - 2) != word(old[which], from))
@@ -112,4 +118,88 @@ void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_
         moves->move[moves->count++] = (struct page_move){
             (uint16_t)start, (uint16_t)((int)(which * PAGE_HALVES + 2 * start) + shift)};
     }
+}
+
+void page_moves_unknown(uint8_t *guess, const uint8_t *page, unsigned from, unsigned to)
+{
+    for (unsigned i = from; i < to; i++) {
+        uint64_t v = ~word(page, 2 * i);
+
+        memcpy(guess + 8 * i, &v, 8);
+    }
+}
+
+static void add(struct page_moves *moves, unsigned to, unsigned from)
+{
+    if (moves->move[moves->count - 1].to == to)
+        moves->count--;
+    moves->move[moves->count++] = (struct page_move){(uint16_t)to, (uint16_t)(PAGE_HALVES + from)};
+}
+
+/* Returns whether it is the first of its kind. */
+static bool index_line(struct page_print_index *index, unsigned line)
+{
+    const struct page_prints *prints = index->prints;
+    uint8_t at = (uint8_t)prints->high[line];
+
+    for (; index->line[at]; at++)
+        if (prints->high[index->line[at] - 1] == prints->high[line])
+            return false;
+    index->line[at] = (uint8_t)(line + 1);
+    return true;
+}
+
+unsigned page_moves_find_lines(struct page_moves *moves, const struct page_words_ops *ops,
+                               const uint64_t *key, const uint8_t *page, uint64_t differ,
+                               const struct page_prints *old, uint8_t *guess)
+{
+    struct page_print_index index = {.prints = old};
+    unsigned line = 0, kinds = 0, known = 0, patience = PATIENCE;
+    unsigned limit = PAGE_WORDS; /* limit and shift as above */
+    int shift = 0;
+
+    for (unsigned l = 0; l < PAGE_LINES; l++)
+        kinds += index_line(&index, l);
+    if (kinds < KINDS_MIN)
+        return 0;
+    moves->count = 1;
+    moves->move[0] = (struct page_move){0, PAGE_HALVES};
+    for (unsigned i = 0; i < PAGE_WORDS;) {
+        uint64_t still = i + 8 <= PAGE_WORDS ? ~differ & UINT64_MAX << (i + 7) / 8 : 0;
+        unsigned here = still ? (unsigned)__builtin_ctzll(still) : PAGE_LINES; /* next in place */
+        unsigned last = still ? 8 * here : PAGE_WORDS - 7;
+        unsigned stop = last < i + patience ? last : i + patience, at = stop;
+
+        if (i < stop) {
+            at = ops->find_line(page, i, stop, key, &index, &line);
+            patience = at < stop ? PATIENCE : patience - (stop - i);
+        }
+        if (at == stop) {
+            at = 8 * here;
+            line = here;
+        }
+        page_moves_unknown(guess, page, i, at);
+        if (at == PAGE_WORDS)
+            break;
+        if ((int)(16 * line) - (int)(2 * at) != shift) {
+            /* This may take two entries, and the way back one. */
+            if (moves->count > PAGE_MOVES_MAX - 3) {
+                page_moves_unknown(guess, page, at, at + 1);
+                i = at + 1;
+                continue;
+            }
+            if (limit < at)
+                add(moves, limit, 2 * limit);
+            add(moves, at, 16 * line);
+            shift = (int)(16 * line) - (int)(2 * at);
+            limit = shift > 0 ? (unsigned)(PAGE_HALVES - shift) / 2 : PAGE_WORDS;
+        }
+        memcpy(guess + 8 * at, page + 8 * at, PAGE_LINE_BYTES);
+        known += 8;
+        i = at + 8;
+        line++;
+    }
+    if (limit < PAGE_WORDS)
+        add(moves, limit, 2 * limit);
+    return known;
 }

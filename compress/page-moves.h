@@ -32,4 +32,16 @@ struct page_moves {
  */
 void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3]);
 
+/*
+ * The same for a page of whose old content only the fingerprints are known.  Bits of `differ`: lines
+ * that are not in place.  `guess` becomes what the moves predict; words that nobody knows are made
+ * to differ from the page in every byte.  Returns how many words are known.
+ */
+unsigned page_moves_find_lines(struct page_moves *moves, const struct page_words_ops *ops,
+                               const uint64_t *key, const uint8_t *page, uint64_t differ,
+                               const struct page_prints *old, uint8_t *guess);
+
+/* Makes `guess` differ from the page in every byte, from word `from` to below `to`. */
+void page_moves_unknown(uint8_t *guess, const uint8_t *page, unsigned from, unsigned to);
+
 #endif

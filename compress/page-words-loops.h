@@ -9,6 +9,7 @@
  *   popcount64(v)
  *   line_take(page, prediction, mask, difference, parts)   writes one line; mask is not 0
  *   line_put(page, prediction, difference, parts)
+ *   line_print(line, key)      48 bits
  */
 
 TARGET static void ISA(copy)(uint8_t *to, const uint8_t *from)
@@ -67,7 +68,38 @@ TARGET static size_t ISA(popcount)(const uint8_t *bytes, size_t len)
     return bits + (size_t)popcount64(v);
 }
 
-/* How many bytes differ in the sampled lines; no more than is enough to reach `enough`. */
+TARGET static void ISA(prints)(const uint8_t *page, const uint64_t *key, struct page_prints *prints)
+{
+    for (int i = 0; i < PAGE_LINES; i++) {
+        uint64_t print = line_print(page + i * PAGE_LINE_BYTES, key);
+
+        prints->high[i] = (uint32_t)(print >> 16);
+        prints->low[i] = (uint16_t)print;
+    }
+}
+
+TARGET static unsigned ISA(find_line)(const uint8_t *page, unsigned from, unsigned to,
+                                      const uint64_t *key, const struct page_print_index *index,
+                                      unsigned *line)
+{
+    for (; from < to; from++) {
+        uint64_t print = line_print(page + 8 * from, key);
+
+        if (*line < PAGE_LINES && print_is(index->prints, *line, print))
+            break;
+        for (uint8_t at = (uint8_t)(print >> 16); index->line[at]; at++)
+            if (print_is(index->prints, index->line[at] - 1u, print)) {
+                *line = index->line[at] - 1u;
+                return from;
+            }
+    }
+    return from;
+}
+
+/*
+ * How many bytes differ in the sampled lines; no more than is enough to reach `enough`, which is
+ * taken for granted when the first two lines reach more than their share of it.
+ */
 TARGET static unsigned ISA(sample)(const uint8_t *page, unsigned stride, unsigned enough)
 {
     unsigned differ = 0;
@@ -77,6 +109,8 @@ TARGET static unsigned ISA(sample)(const uint8_t *page, unsigned stride, unsigne
 
         differ += (unsigned)popcount64(line_differs(a, a - 8 * stride));
         differ += (unsigned)popcount64(line_differs(b, b - 8 * stride));
+        if (i == 0 && differ > enough * 3 / 8)
+            differ = enough;
     }
     return differ;
 }
@@ -107,6 +141,8 @@ static const struct page_words_ops ISA(ops) = {
     .copy = ISA(copy),
     .take = ISA(take),
     .put = ISA(put),
+    .prints = ISA(prints),
+    .find_line = ISA(find_line),
     .popcount = ISA(popcount),
     .stride = ISA(stride),
 };
@@ -119,4 +155,5 @@ static const struct page_words_ops ISA(ops) = {
 #undef line_copy
 #undef line_take
 #undef line_put
+#undef line_print
 #undef popcount64

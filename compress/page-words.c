@@ -166,6 +166,30 @@ INLINE int popcount_plain(uint64_t v)
     return (int)(((v + (v >> 4)) & EACH_BYTE(0x0f)) * EACH_BYTE(1) >> 56);
 }
 
+INLINE bool print_is(const struct page_prints *prints, unsigned line, uint64_t print)
+{
+    return prints->high[line] == print >> 16 && prints->low[line] == (uint16_t)print;
+}
+
+/* The sums, from which the fingerprint takes 32 and 16 bits. */
+INLINE uint64_t print_of(uint64_t high, uint64_t low)
+{
+    return high >> 32 << 16 | low >> 48;
+}
+
+INLINE uint64_t line_print_plain(const uint8_t *line, const uint64_t *key)
+{
+    uint64_t high = 0, low = 0;
+
+    for (int j = 0; j < 8; j++) {
+        uint64_t v = load64(line + 8 * j), a = v & UINT32_MAX, b = v >> 32;
+
+        high += (key[j] + a) * (key[8 + j] + b);
+        low += (key[16 + j] + a) * (key[24 + j] + b);
+    }
+    return print_of(high, low);
+}
+
 DEFINE_LINE_BY_WORDS(plain, , gather_plain, scatter_plain, popcount_plain)
 
 #define ISA(name) plain_##name
@@ -176,6 +200,7 @@ DEFINE_LINE_BY_WORDS(plain, , gather_plain, scatter_plain, popcount_plain)
 #define line_copy(to, from) memcpy(to, from, PAGE_LINE_BYTES)
 #define line_take line_take_plain
 #define line_put line_put_plain
+#define line_print line_print_plain
 #define popcount64 popcount_plain
 #include "compress/page-words-loops.h"
 
@@ -211,6 +236,7 @@ INLINE uint64_t line_nonzero_sse2(const uint8_t *a)
 #define line_copy(to, from) memcpy(to, from, PAGE_LINE_BYTES)
 #define line_take line_take_plain
 #define line_put line_put_plain
+#define line_print line_print_plain
 #define popcount64 popcount_plain
 #include "compress/page-words-loops.h"
 
@@ -245,6 +271,41 @@ TARGET_AVX2 INLINE void line_copy_avx2(uint8_t *to, const uint8_t *from)
     _mm256_storeu_si256((__m256i *)to + 1, high);
 }
 
+TARGET_AVX2 INLINE __m256i multiply_avx2(__m256i a, __m256i b)
+{
+    __m256i cross = _mm256_add_epi64(_mm256_mul_epu32(_mm256_srli_epi64(a, 32), b),
+                                     _mm256_mul_epu32(a, _mm256_srli_epi64(b, 32)));
+
+    return _mm256_add_epi64(_mm256_mul_epu32(a, b), _mm256_slli_epi64(cross, 32));
+}
+
+/* (even + one) * (odd + other) for the halves of four words. */
+TARGET_AVX2 INLINE __m256i print_part_avx2(__m256i v, const uint64_t *one, const uint64_t *other)
+{
+    __m256i even = _mm256_and_si256(v, _mm256_set1_epi64x(UINT32_MAX));
+    __m256i odd = _mm256_srli_epi64(v, 32);
+
+    return multiply_avx2(_mm256_add_epi64(even, _mm256_loadu_si256((const __m256i *)one)),
+                         _mm256_add_epi64(odd, _mm256_loadu_si256((const __m256i *)other)));
+}
+
+TARGET_AVX2 INLINE uint64_t line_print_avx2(const uint8_t *line, const uint64_t *key)
+{
+    __m256i a = _mm256_loadu_si256((const __m256i *)line);
+    __m256i b = _mm256_loadu_si256((const __m256i *)line + 1);
+
+    __m256i high = _mm256_add_epi64(print_part_avx2(a, key, key + 8),
+                                    print_part_avx2(b, key + 4, key + 12));
+    __m256i low = _mm256_add_epi64(print_part_avx2(a, key + 16, key + 24),
+                                   print_part_avx2(b, key + 20, key + 28));
+    __m256i sum = _mm256_add_epi64(_mm256_unpacklo_epi64(high, low),
+                                   _mm256_unpackhi_epi64(high, low));
+    __m128i both = _mm_add_epi64(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+
+    return print_of((uint64_t)_mm_cvtsi128_si64(both),
+                    (uint64_t)_mm_cvtsi128_si64(_mm_unpackhi_epi64(both, both)));
+}
+
 #define GATHER_BMI2(v, b) _pext_u64(v, expand_mask(b))
 #define SCATTER_BMI2(v, b) _pdep_u64(v, expand_mask(b))
 DEFINE_LINE_BY_WORDS(avx2, TARGET_AVX2, GATHER_BMI2, SCATTER_BMI2, __builtin_popcount)
@@ -257,6 +318,7 @@ DEFINE_LINE_BY_WORDS(avx2, TARGET_AVX2, GATHER_BMI2, SCATTER_BMI2, __builtin_pop
 #define line_copy line_copy_avx2
 #define line_take line_take_avx2
 #define line_put line_put_avx2
+#define line_print line_print_avx2
 #define popcount64 __builtin_popcountll
 #include "compress/page-words-loops.h"
 
@@ -320,6 +382,28 @@ TARGET_AVX512 INLINE void line_put_avx512(uint8_t *page, const uint8_t *guess, b
     _mm512_storeu_si512(page, _mm512_mask_blend_epi8(mask, old, v));
 }
 
+TARGET_AVX512 INLINE __m512i print_part_avx512(__m512i v, const uint64_t *key)
+{
+    __m512i even = _mm512_and_si512(v, _mm512_set1_epi64(UINT32_MAX));
+    __m512i odd = _mm512_srli_epi64(v, 32);
+
+    return _mm512_mullo_epi64(_mm512_add_epi64(even, _mm512_loadu_si512(key)),
+                              _mm512_add_epi64(odd, _mm512_loadu_si512(key + 8)));
+}
+
+TARGET_AVX512 INLINE uint64_t line_print_avx512(const uint8_t *line, const uint64_t *key)
+{
+    __m512i v = _mm512_loadu_si512(line);
+    __m512i high = print_part_avx512(v, key), low = print_part_avx512(v, key + 16);
+    __m512i sum = _mm512_add_epi64(_mm512_unpacklo_epi64(high, low),
+                                   _mm512_unpackhi_epi64(high, low));
+    __m256i half = _mm256_add_epi64(_mm512_castsi512_si256(sum), _mm512_extracti64x4_epi64(sum, 1));
+    __m128i both = _mm_add_epi64(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+
+    return print_of((uint64_t)_mm_cvtsi128_si64(both),
+                    (uint64_t)_mm_cvtsi128_si64(_mm_unpackhi_epi64(both, both)));
+}
+
 #define ISA(name) avx512_##name
 #define ISA_NAME "avx512"
 #define TARGET TARGET_AVX512
@@ -328,6 +412,7 @@ TARGET_AVX512 INLINE void line_put_avx512(uint8_t *page, const uint8_t *guess, b
 #define line_copy line_copy_avx512
 #define line_take line_take_avx512
 #define line_put line_put_avx512
+#define line_print line_print_avx512
 #define popcount64 __builtin_popcountll
 #include "compress/page-words-loops.h"
 

@@ -26,6 +26,25 @@
 #define PAGE_LINE_BYTES 64
 #define PAGE_WORDS 512
 
+/*
+ * A line's fingerprint tells whether the replica has the line, in a tenth of its size.  The hash is
+ * almost universal: the key is random and stays in the encoder, so two different lines, whoever made
+ * them, have the same fingerprint with a probability of at most 2^-46.  (Multilinear-HM of Lemire
+ * and Kaser, "Strongly universal string hashing is fast", 2014, twice: 32 bits and 16.)
+ */
+#define PAGE_KEY_WORDS 32
+
+struct page_prints {
+    uint32_t high[PAGE_LINES];
+    uint16_t low[PAGE_LINES];
+};
+
+/* Lines by their fingerprint: a table of line + 1 with linear probing; of equal lines the first. */
+struct page_print_index {
+    const struct page_prints *prints;
+    uint8_t line[256];
+};
+
 /* A writer may write, and a reader may read, this much beyond the end of each part. */
 #define PAGE_WORDS_SLACK 64
 
@@ -58,6 +77,15 @@ struct page_words_ops {
      */
     void (*put)(uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
                 uint64_t lines, struct page_parts *parts);
+
+    void (*prints)(const uint8_t *page, const uint64_t *key, struct page_prints *prints);
+
+    /*
+     * Looks for a line of the index among the 64 bytes from word i on, i from `from` to below `to`.
+     * Returns the first such i, and which line in *line; or `to`.  What is in *line is tried first.
+     */
+    unsigned (*find_line)(const uint8_t *page, unsigned from, unsigned to, const uint64_t *key,
+                          const struct page_print_index *index, unsigned *line);
 
     /* How many bits are set. */
     size_t (*popcount)(const uint8_t *bytes, size_t len);

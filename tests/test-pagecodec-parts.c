@@ -27,16 +27,20 @@ static uint64_t rnd(void)
 struct outcome {
     uint64_t lines;
     size_t lengths[3], bits;
-    unsigned stride, likely;
+    unsigned stride, likely, place, line;
+    struct page_prints prints;
     uint8_t words[PAGE_LINES + PAGE_WORDS_SLACK], bytes[PAGE_WORDS + PAGE_WORDS_SLACK];
     uint8_t data[PAGE_BYTES + PAGE_WORDS_SLACK];
     uint8_t page[PAGE_BYTES];
 };
 
+static uint64_t key[PAGE_KEY_WORDS];
+
 static void run(const struct page_words_ops *ops, const uint8_t *page, const uint8_t *old,
                 bool difference, struct outcome *o)
 {
     struct page_parts parts = {o->words, o->bytes, o->data};
+    struct page_print_index index = {.prints = &o->prints};
 
     memset(o, 0, sizeof(*o));
     o->lines = ops->take(page, old, 0, PAGE_LINES, difference, &parts);
@@ -51,6 +55,11 @@ static void run(const struct page_words_ops *ops, const uint8_t *page, const uin
     o->bits = ops->popcount(page, PAGE_BYTES - 5);
     o->stride = ops->stride(page, 0);
     o->likely = ops->stride(page, 16);
+    ops->prints(old, key, &o->prints);
+    for (unsigned i = 0; i < PAGE_LINES; i += 3)
+        index.line[o->prints.high[i] & 0xff] = (uint8_t)(i + 1);
+    o->line = 1;
+    o->place = ops->find_line(page, 2, PAGE_WORDS - 7, key, &index, &o->line);
 
     /* In place when the parts hold bytes as they are, from another page in both cases. */
     parts = (struct page_parts){o->words, o->bytes, o->data};
@@ -85,6 +94,8 @@ static void test_r4_vector_code_equals_plain(void **state)
     while (list[last + 1])
         last++;
     assert_string_equal(list[last]->name, "plain");
+    for (int i = 0; i < PAGE_KEY_WORDS; i++)
+        key[i] = rnd();
     for (int round = 0; round < 2000; round++) {
         make_pair(page, old);
         for (int difference = 0; difference < 2; difference++) {
@@ -99,43 +110,93 @@ static void test_r4_vector_code_equals_plain(void **state)
 }
 
 /*
+ * R2: a line that differs in any bit has another fingerprint, an equal one the same, wherever it
+ * is; another key gives other fingerprints.
+ */
+static void test_r2_fingerprints(void **state)
+{
+    static uint8_t page[PAGE_BYTES];
+    struct page_prints first, again;
+
+    (void)state;
+    for (int i = 0; i < PAGE_BYTES; i++)
+        page[i] = i < PAGE_BYTES / 2 ? (uint8_t)rnd() : page[i - PAGE_BYTES / 2];
+    for (const struct page_words_ops *const *ops = page_words_list(); *ops; ops++) {
+        for (int i = 0; i < PAGE_KEY_WORDS; i++)
+            key[i] = rnd();
+        (*ops)->prints(page, key, &first);
+        for (int i = 0; i < PAGE_LINES / 2; i++)
+            assert_true(first.high[i] == first.high[i + PAGE_LINES / 2] &&
+                        first.low[i] == first.low[i + PAGE_LINES / 2]);
+        for (unsigned bit = 0; bit < 8 * PAGE_BYTES; bit += 7) {
+            unsigned line = bit / 8 / PAGE_LINE_BYTES;
+
+            page[bit / 8] ^= (uint8_t)(1u << bit % 8);
+            (*ops)->prints(page, key, &again);
+            page[bit / 8] ^= (uint8_t)(1u << bit % 8);
+            assert_int_not_equal(first.high[line], again.high[line]);
+            again.high[line] = first.high[line];
+            again.low[line] = first.low[line];
+            assert_memory_equal(&first, &again, sizeof(first));
+        }
+        key[3]++;
+        (*ops)->prints(page, key, &again);
+        for (int i = 0; i < PAGE_LINES; i++)
+            assert_int_not_equal(first.high[i], again.high[i]);
+    }
+}
+
+/*
  * R9: the cache is no larger than its slots, forgets what was used longest ago, and keeps what a
  * checkpoint uses.
  */
 static void test_r9_cache(void **state)
 {
-    struct page_cache *c = page_cache_new(3);
+    struct page_cache *c = page_cache_new(3, PAGE_BYTES);
+    uint64_t recycled;
     bool found;
 
     (void)state;
     for (uint64_t pfn = 10; pfn < 13; pfn++) {
-        assert_non_null(page_cache_get(c, pfn, &found));
+        assert_non_null(page_cache_get(c, pfn, &found, NULL));
         assert_false(found);
     }
-    assert_null(page_cache_get(c, 13, &found)); /* all three are in use by this checkpoint */
+    assert_null(page_cache_get(c, 13, &found, NULL)); /* all three are in use by this checkpoint */
     page_cache_begin(c);
-    assert_non_null(page_cache_get(c, 10, &found));
+    assert_non_null(page_cache_get(c, 10, &found, NULL));
     assert_true(found);
-    assert_non_null(page_cache_get(c, 13, &found)); /* takes the place of 11 */
+    assert_non_null(page_cache_get(c, 13, &found, NULL)); /* takes the place of 11 */
     assert_false(found);
     page_cache_begin(c);
-    assert_non_null(page_cache_get(c, 12, &found));
+    assert_non_null(page_cache_get(c, 12, &found, NULL));
     assert_true(found);
-    assert_non_null(page_cache_get(c, 11, &found));
+    assert_non_null(page_cache_get(c, 11, &found, NULL));
     assert_false(found);
+    page_cache_begin(c);
+    assert_non_null(page_cache_get(c, 14, &found, &recycled)); /* takes the place of 13 */
+    assert_int_equal(recycled, 13);
+    assert_non_null(page_cache_take(c, 11));
+    assert_null(page_cache_take(c, 11)); /* once */
+    assert_null(page_cache_take(c, 14)); /* not what is being filled */
+    assert_null(page_cache_take(c, 13));
+    page_cache_begin(c);
+    assert_non_null(page_cache_get(c, 11, &found, &recycled)); /* has a slot, but nothing in it */
+    assert_false(found);
+    assert_true(recycled == UINT64_MAX);
     page_cache_clear(c);
-    page_cache_get(c, 12, &found);
+    page_cache_get(c, 12, &found, &recycled);
     assert_false(found);
+    assert_true(recycled == UINT64_MAX);
     page_cache_free(c);
 
     /* Many pfns through few slots: the table never loses or invents one. */
-    c = page_cache_new(50);
+    c = page_cache_new(50, PAGE_BYTES);
     for (int i = 0; i < 100000; i++) {
         uint64_t pfn = rnd() % 120;
         uint8_t *page;
 
         page_cache_begin(c);
-        page = page_cache_get(c, pfn, &found);
+        page = page_cache_get(c, pfn, &found, NULL);
         if (found)
             assert_true(*page == (uint8_t)pfn);
         *page = (uint8_t)pfn;
@@ -182,6 +243,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_r4_vector_code_equals_plain),
+        cmocka_unit_test(test_r2_fingerprints),
         cmocka_unit_test(test_r9_cache),
         cmocka_unit_test(test_auto_follows_link_and_processor),
     };

@@ -159,6 +159,45 @@ static void test_r4_replica_equals_guest(void **state)
 }
 
 /*
+ * R4: of pages that had to leave the cache the fingerprints tell what the replica has, in place and
+ * moved; they are a part of the cache, and no more than it is trusted by a fresh start.
+ */
+static void test_r4_pages_that_left_the_cache(void **state)
+{
+    struct pair p = pair_new(PAGE_CODEC_OFF, GUEST / 4);
+    uint64_t sizes[4], before = 0;
+
+    (void)state;
+    for (int pass = 0; pass < 4; pass++) {
+        for (size_t at = 0; at < GUEST; at += GUEST / 10) {
+            uint8_t dirty[GUEST] = {0};
+
+            memset(dirty + at, 1, GUEST / 10);
+            for (size_t i = at; i < at + GUEST / 10; i++) {
+                uint8_t *page = p.guest + i * PAGE_BYTES;
+
+                for (size_t j = 0; pass == 0 && j < PAGE_BYTES; j++)
+                    page[j] = (uint8_t)rnd();
+                if (pass == 1)
+                    page[rnd() % PAGE_BYTES]++;
+                else if (pass == 2) /* everything moves */
+                    memmove(page + 40, page, PAGE_BYTES - 40);
+            }
+            ship(&p, dirty);
+        }
+        sizes[pass] = page_encoder_stats(p.enc)->bytes_out - before;
+        before += sizes[pass];
+        if (pass == 2)
+            page_encoder_reset(p.enc);
+    }
+    assert_true(sizes[0] > GUEST * PAGE_BYTES);
+    assert_true(sizes[1] < GUEST * 120);
+    assert_true(sizes[2] < GUEST * 300);
+    assert_true(sizes[3] > GUEST * PAGE_BYTES);
+    pair_free(&p);
+}
+
+/*
  * R4: a block of a checkpoint that the receiver does not hold cannot be decoded, nor any after
  * it.
  */
@@ -360,6 +399,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_r4_replica_equals_guest),
+        cmocka_unit_test(test_r4_pages_that_left_the_cache),
         cmocka_unit_test(test_r4_lost_block_is_noticed),
         cmocka_unit_test(test_r10_damaged_blocks),
         cmocka_unit_test(test_r9_random_pages),

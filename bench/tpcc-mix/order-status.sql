@@ -1,4 +1,2 @@
-\set w random(1, 4)
 \set d random(1, 10)
-\set c random(1, 1000)
-SELECT o.o_id, l.* FROM orders o JOIN order_line l ON l.ol_w_id = o.o_w_id AND l.ol_d_id = o.o_d_id AND l.ol_o_id = o.o_id WHERE o.o_w_id = :w AND o.o_d_id = :d AND o.o_c_id = :c ORDER BY o.o_id DESC LIMIT 15;
+SELECT l.* FROM (SELECT o_d_id, o_id FROM orders WHERE o_w_id = 1 AND o_d_id = :d AND o_c_id = (SELECT some_customer(:d)) ORDER BY o_id DESC LIMIT 1) o JOIN order_line l ON l.ol_w_id = 1 AND l.ol_d_id = o_d_id AND l.ol_o_id = o_id;

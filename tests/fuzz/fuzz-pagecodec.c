@@ -104,18 +104,24 @@ static void edit(struct state *s, const uint8_t *op)
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     struct page_encoder_config config = {
-        .guest_pages = GUEST, .cache_bytes = 9 * PAGE_BYTES, .codec = PAGE_CODEC_LZ4};
-    struct state *s = calloc(1, sizeof(*s));
+        .guest_pages = GUEST, .cache_bytes = 5 * PAGE_BYTES, .codec = PAGE_CODEC_LZ4};
+    static struct state *s;
 
-    check(s != NULL);
-    s->enc = page_encoder_new(&config);
-    s->dec = page_decoder_new();
-    check(s->enc && s->dec);
+    /* One for all inputs: most of the time would go into getting fresh memory. */
+    if (!s) {
+        s = calloc(1, sizeof(*s));
+        check(s != NULL);
+        s->enc = page_encoder_new(&config);
+        s->dec = page_decoder_new();
+        check(s->enc && s->dec);
+    }
+    page_encoder_reset(s->enc);
+    page_encoder_set_codec(s->enc, config.codec);
+    page_decoder_reset(s->dec);
+    memset(s->guest, 0, sizeof(s->guest));
+    memset(s->replica, 0, sizeof(s->replica));
     for (; len >= 5; len -= 5, data += 5)
         edit(s, data);
     ship(s, GUEST);
-    page_encoder_free(s->enc);
-    page_decoder_free(s->dec);
-    free(s);
     return 0;
 }
