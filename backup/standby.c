@@ -103,17 +103,29 @@ static void active_path(const struct standby *s, char path[PATH_MAX])
     snprintf(path, PATH_MAX, "%s/%s.active", s->cfg->run_dir, s->cfg->name);
 }
 
-static void mark_active(const struct standby *s, const char *word)
+static void mark_active(struct standby *s, const char *word)
 {
     char path[PATH_MAX];
     FILE *f;
+    bool ok;
 
     active_path(s, path);
     f = fopen(path, "we");
-    if (!f)
-        return;
-    fprintf(f, "%016" PRIx64 " %s\n", s->spent, word);
-    fclose(f);
+    ok = f && fprintf(f, "%016" PRIx64 " %s\n", s->spent, word) > 0;
+    if ((f && fclose(f) != 0) || !ok)
+        note(s, "%s: %s; a remus-backupd that is restarted will not know that the VM runs here", path, strerror(errno));
+}
+
+/*
+ * RUN_DIR/NAME.guest is what a remusd of this host knows of a guest that it had.  The one that is about to run is another: were it
+ * protected from here later on under that name, its backup would take it for one that is out of date.
+ */
+static void forget_guest(const struct standby *s)
+{
+    char path[PATH_MAX];
+
+    snprintf(path, sizeof(path), "%s/%s.guest", s->cfg->run_dir, s->cfg->name);
+    unlink(path);
 }
 
 /*
@@ -288,6 +300,7 @@ static int open_port(struct standby *s, struct error *err)
     char guest[108], port[108];
     struct frames_port_config cfg = {
         .guest_path = guest,
+        .guest_bridge = s->cfg->guest_bridge,
         .port_path = port,
         .tap = s->cfg->tap,
         .mac = s->cfg->mac,
@@ -595,6 +608,7 @@ static void take_over(struct standby *s)
     };
     fault_crash("backup-before-activate", ck.epoch);
     s->spent = s->session;
+    forget_guest(s);
     keep_net_state(s, &ck);
     mark_active(s, "runs"); /* before it can run: whoever comes after a crash must not welcome a primary */
     ok = activate_disks(s, ck.epoch, &err) == 0 &&

@@ -162,7 +162,7 @@ static void run_epochs(struct port *p, struct buffer *b, uint64_t *epoch, uint64
 static int bench_port(size_t len)
 {
     char dir[] = "/tmp/bench-netbuf-XXXXXX", guest_path[64], port_path[64];
-    struct frames_port_config cfg = {guest_path, port_path, "bench0", "", QUEUE, NULL, false};
+    struct frames_port_config cfg = {guest_path, port_path, "bench0", "", QUEUE, NULL, false, NULL};
     struct port_stats before, after;
     struct buffer b = {0};
     struct error err;

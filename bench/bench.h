@@ -13,6 +13,7 @@ struct bench_verb {
 };
 
 int bench_compress(int argc, char **argv);
+int bench_disk(int argc, char **argv);
 int bench_epoch(int argc, char **argv);
 int bench_record(int argc, char **argv);
 int bench_netbuf(int argc, char **argv);

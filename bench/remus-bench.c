@@ -10,6 +10,8 @@ static const struct bench_verb verbs[] = {
      "[--no-base]",
      "replay a page trace through the page codec and the codecs it is compared with",
      bench_compress},
+    {"disk", "[--json] [--dir DIR]", "what protection costs the guest's disk; how fast the backup follows",
+     bench_disk},
     {"epoch", "[--json] [--kernel FILE --guest FILE]",
      "what a checkpoint costs the guest, by phase; with a kernel also on a QEMU guest", bench_epoch},
     {"netbuf", "[--json]", "what holding packets costs", bench_netbuf},

@@ -145,18 +145,22 @@ static int set_arbiter(const struct key *key, void *field, const char *value)
     return *value == '/' ? take_string(field, value) : -1;
 }
 
-/* An interface name as Linux takes it (dev_valid_name), or unix:PATH. */
-static int set_tap(const struct key *key, void *field, const char *value)
+/* A name as Linux takes it (dev_valid_name). */
+static int set_interface(const struct key *key, void *field, const char *value)
 {
     (void)key;
-    if (strncmp(value, "unix:", 5) == 0) {
-        if (value[5] != '/' || strlen(value + 5) > UNIX_PATH_MAX)
-            return -1;
-    } else if (!*value || strlen(value) > CONFIG_TAPLEN_MAX || strpbrk(value, "/: ") ||
-               strcmp(value, ".") == 0 || strcmp(value, "..") == 0) {
+    if (!*value || strlen(value) > CONFIG_TAPLEN_MAX || strpbrk(value, "/: ") || strcmp(value, ".") == 0 ||
+        strcmp(value, "..") == 0)
         return -1;
-    }
     return take_string(field, value);
+}
+
+/* An interface's name, or unix:PATH. */
+static int set_tap(const struct key *key, void *field, const char *value)
+{
+    if (strncmp(value, "unix:", 5) != 0)
+        return set_interface(key, field, value);
+    return value[5] != '/' || strlen(value + 5) > UNIX_PATH_MAX ? -1 : take_string(field, value);
 }
 
 static int set_mac(const struct key *key, void *field, const char *value)
@@ -263,6 +267,7 @@ static const struct key vm_keys[] = {
      NULL},
     {"mac", set_mac, VM(mac), NULL, "six octets as in 52:54:00:12:34:56, no multicast address", 0,
      0, NULL},
+    {"guest-bridge", set_interface, VM(guest_bridge), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
     {"services", set_services, VM(services), NULL,
      "pgsql:PORT, mysql:PORT or dscp:MARK (1 to 63, once), at most 16 of them with blanks in between", 0, 0, NULL},
     {"open-when", set_enum, VM(open_when), "active", "active or in-transaction", 0, 0,
@@ -497,9 +502,14 @@ static int check_vm(const struct vm_config *vm, int end)
     if (*vm->services && !*vm->tap)
         return fail(line_of("services", end), vm,
                     "services needs tap: without a network there are none");
-    if (strcmp(vm->platform, "xen") == 0 && (*vm->tap || vm->disk_count))
-        return fail(line_of("tap", end), vm,
-                    "platform = xen has neither tap nor disks: networks and disks of domains are not replicated yet");
+    if (strcmp(vm->platform, "xen") == 0 && vm->disk_count)
+        return fail(end, vm, "platform = xen has no disks yet");
+    if (strcmp(vm->platform, "xen") == 0 ? !*vm->tap != !*vm->guest_bridge : *vm->guest_bridge)
+        return fail(line_of("guest-bridge", line_of("tap", end)), vm,
+                    "tap and guest-bridge go together with platform = xen, and guest-bridge only there");
+    if (*vm->guest_bridge && (strlen(vm->tap) > CONFIG_TAPLEN_MAX - 2 || strchr(vm->tap, ':')))
+        return fail(line_of("tap", end), vm, "tap: want an interface name of at most %d octets, TAP-g is one too",
+                    CONFIG_TAPLEN_MAX - 2);
     if (strcmp(vm->platform, "qemu") == 0 && !*vm->kernel)
         return fail(end, vm, "kernel is missing: platform = qemu boots a Linux kernel");
     return 0;

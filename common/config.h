@@ -62,6 +62,7 @@ struct vm_config {
     char *tap;                /* interface that the guest's frames leave through; "" = no network;
                                  "unix:PATH" as in struct frames_port_config (tests) */
     char *mac;                /* never "" when tap is set */
+    char *guest_bridge;       /* platform = xen: bridge of the guest's vif; "" = none */
     char *services;           /* for config_next_service(); "" = none */
     enum open_when open_when; /* active */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The frames port: guest's unix datagram socket <-> gate <-> tap.
+ * The frames port: guest's unix datagram socket, or tap on the guest's bridge <-> gate <-> tap.
  *
  *     guest --rx--> gate (held here) --> tap     gate full: rx is not read, the guest waits
  *     guest <--tx-- down (one batch) <-- tap     tx full: the tap is not read, the network waits
@@ -13,6 +13,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
+#include <linux/sockios.h>
 #include <net/if.h>
 #include <poll.h>
 #include <pthread.h>
@@ -69,6 +70,7 @@ struct frames_port {
     int rx, tx; /* from the guest, to the guest */
     int tap;    /* -1: no network */
     bool tap_is_socket;
+    bool guest_is_tap; /* rx and tx are the same tap */
     struct sockaddr_un guest_address, port_address, tap_address;
     struct net_address fallback; /* announced when no address is known */
     bool has_fallback;
@@ -119,6 +121,16 @@ static int batch_init(struct batch *b)
     return 0;
 }
 
+static int read_guest_tap(struct frames_port *f, unsigned max)
+{
+    unsigned n = 0;
+    ssize_t len;
+
+    while (n < max && (len = read(f->rx, f->up.frame[n], sizeof(*f->up.frame))) >= 0)
+        f->up.msg[n++].msg_len = (unsigned)len;
+    return (int)n;
+}
+
 /* Guest to gate.  Returns how many frames it read; with the lock held. */
 static unsigned read_guest(struct frames_port *f)
 {
@@ -132,7 +144,7 @@ static unsigned read_guest(struct frames_port *f)
     for (unsigned i = 0; i < max; i++)
         f->up.iov[i].iov_len =
             sizeof(*f->up.frame); /* longer than the gate takes: so it refuses those */
-    n = recvmmsg(f->rx, f->up.msg, max, MSG_DONTWAIT, NULL);
+    n = f->guest_is_tap ? read_guest_tap(f, max) : recvmmsg(f->rx, f->up.msg, max, MSG_DONTWAIT, NULL);
     now = clock_ns();
     for (int i = 0; i < n; i++)
         gate_send(f->gate, f->up.frame[i], f->up.msg[i].msg_len, now);
@@ -188,6 +200,8 @@ static bool send_reset(struct frames_port *f, struct reset_frame *r)
 
     if (r->to == RESET_CLIENT)
         return write_network(f, &v, 1) == 1 || network_refused(f);
+    if (f->guest_is_tap)
+        return write(f->tx, r->data, r->len) >= 0 || !is_full(errno);
     if (send(f->tx, r->data, r->len, MSG_NOSIGNAL) < 0 && !is_full(errno) &&
         connect(f->tx, (struct sockaddr *)&f->guest_address, sizeof(f->guest_address)) == 0)
         send(f->tx, r->data, r->len, MSG_NOSIGNAL);
@@ -312,6 +326,14 @@ static void write_guest(struct frames_port *f)
     struct batch *b = &f->down;
     int n;
 
+    for (; f->guest_is_tap && b->first < b->count; b->first++) {
+        if (write(f->tx, b->iov[b->first].iov_base, b->iov[b->first].iov_len) >= 0)
+            f->in++;
+        else if (is_full(errno))
+            return;
+        else
+            f->dropped_in++;
+    }
     while (b->first < b->count) {
         n = sendmmsg(f->tx, b->msg + b->first, b->count - b->first, MSG_NOSIGNAL);
         if (n < 0 && is_full(errno))
@@ -496,7 +518,7 @@ static void frames_stats(struct port *p, struct port_stats *stats)
 
 static void frames_free(struct frames_port *f)
 {
-    if (f->rx >= 0) {
+    if (f->rx >= 0 && !f->guest_is_tap) {
         close(f->rx);
         unlink(f->port_address.sun_path);
     }
@@ -632,27 +654,65 @@ static int set_up(const char *name, struct error *err)
     return 0;
 }
 
-static int open_tap(struct frames_port *f, const char *name, struct error *err)
+static int open_interface(int *tap, const char *name, struct error *err)
 {
     struct ifreq ifr = {.ifr_flags = IFF_TAP | IFF_NO_PI};
     int sndbuf = TAP_SNDBUF;
 
+    if (strlen(name) >= IFNAMSIZ)
+        return error_set(err, "tap %s: a name has at most %d characters", name, IFNAMSIZ - 1);
+    *tap = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+    if (*tap < 0)
+        return error_set(err, "tap %s: /dev/net/tun: %s%s", name, strerror(errno),
+                         errno == ENOENT ? "; load the module tun" : "");
+    strcpy(ifr.ifr_name, name);
+    if (ioctl(*tap, TUNSETIFF, &ifr) < 0)
+        return tap_error(err, name);
+    if (ioctl(*tap, TUNSETSNDBUF, &sndbuf) < 0)
+        return error_set(err, "tap %s: TUNSETSNDBUF: %s", name, strerror(errno));
+    return set_up(name, err);
+}
+
+static int open_tap(struct frames_port *f, const char *name, struct error *err)
+{
     if (!*name)
         return 0;
     if (strncmp(name, "unix:", 5) == 0)
         return open_tap_socket(f, name + 5, err);
-    if (strlen(name) >= IFNAMSIZ)
-        return error_set(err, "tap %s: a name has at most %d characters", name, IFNAMSIZ - 1);
-    f->tap = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
-    if (f->tap < 0)
-        return error_set(err, "tap %s: /dev/net/tun: %s%s", name, strerror(errno),
-                         errno == ENOENT ? "; load the module tun" : "");
-    strcpy(ifr.ifr_name, name);
-    if (ioctl(f->tap, TUNSETIFF, &ifr) < 0)
-        return tap_error(err, name);
-    if (ioctl(f->tap, TUNSETSNDBUF, &sndbuf) < 0)
-        return error_set(err, "tap %s: TUNSETSNDBUF: %s", name, strerror(errno));
-    return set_up(name, err);
+    return open_interface(&f->tap, name, err);
+}
+
+static int join_bridge(const char *tap, const char *bridge, struct error *err)
+{
+    struct ifreq ifr = {.ifr_ifindex = (int)if_nametoindex(tap)};
+    cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+    if (strlen(bridge) >= IFNAMSIZ)
+        return error_set(err, "bridge %s: a name has at most %d characters", bridge, IFNAMSIZ - 1);
+    strcpy(ifr.ifr_name, bridge);
+    if (fd < 0 || ioctl(fd, SIOCBRADDIF, &ifr) < 0)
+        return error_set(err, "bridge %s: cannot add %s to it: %s%s", bridge, tap, strerror(errno),
+                         errno == ENODEV ? "; make it with ip link add NAME type bridge" : "");
+    return set_up(bridge, err);
+}
+
+/* The guest's side, of either kind. */
+static int open_guest(struct frames_port *f, const struct frames_port_config *cfg, struct error *err)
+{
+    char name[IFNAMSIZ];
+
+    if (!cfg->guest_bridge || !*cfg->guest_bridge)
+        return set_address(&f->guest_address, cfg->guest_path, err) < 0 ||
+                       set_address(&f->port_address, cfg->port_path, err) < 0 ||
+                       new_socket(&f->tx, err) < 0 || open_rx(f, err) < 0
+                   ? -1 : 0;
+    if (snprintf(name, sizeof(name), FRAMES_GUEST_TAP, cfg->tap) >= (int)sizeof(name))
+        return error_set(err, "tap %s: at most %d characters with a guest-bridge", cfg->tap, FRAMES_TAP_MAX);
+    f->guest_is_tap = true;
+    if (open_interface(&f->tx, name, err) < 0)
+        return -1;
+    f->rx = f->tx;
+    return join_bridge(name, cfg->guest_bridge, err);
 }
 
 static int set_fallback(struct frames_port *f, const char *mac, struct error *err)
@@ -760,10 +820,8 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
     if (f->has_services && cfg->open_active)
         gate_linger(f->gate, LINGER);
     if ((f->has_services && add_services(f, cfg->services, err) < 0) ||
-        set_fallback(f, cfg->mac, err) < 0 ||
-        set_address(&f->guest_address, cfg->guest_path, err) < 0 ||
-        set_address(&f->port_address, cfg->port_path, err) < 0 || open_tap(f, cfg->tap, err) < 0 ||
-        new_socket(&f->tx, err) < 0 || open_rx(f, err) < 0 || start_thread(f, err) < 0)
+        set_fallback(f, cfg->mac, err) < 0 || open_tap(f, cfg->tap, err) < 0 ||
+        open_guest(f, cfg, err) < 0 || start_thread(f, err) < 0)
         goto fail;
     *out = &f->port;
     return 0;

@@ -89,7 +89,16 @@ struct frames_port_config {
                                * bound the guest's sending waits */
     const char *services;     /* commit-protected, as in struct vm_config; NULL or "": none */
     bool open_active;         /* open-when = active */
+    const char *guest_bridge; /* the guest's device is on this bridge, alone: NULL or "": it is a socket */
 };
+
+/*
+ * The interface that a port with a guest_bridge and this tap puts on that bridge, "TAP-g".  Whatever the guest
+ * sends leaves the bridge there and nowhere else, as long as the two are alone on it.  A bridge hands frames
+ * over with some delay: one that it holds at a barrier belongs to the next epoch, so waits longer, never shorter (R1).
+ */
+#define FRAMES_GUEST_TAP "%s-g"
+#define FRAMES_TAP_MAX 13 /* characters of TAP with a guest_bridge */
 
 /* Begins in hold. */
 int frames_port_open(struct port **p, const struct frames_port_config *cfg, struct error *err);

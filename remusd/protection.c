@@ -347,10 +347,11 @@ static bool say_goodbye(struct protection *p, const char *why)
 static bool guest_gone(struct protection *p, enum vm_health health)
 {
     struct engine *e = &p->engine;
-    uint64_t epoch = p->lc.state == LC_PROTECTED ? e->pacer.acked : p->committed;
+    uint64_t epoch;
 
     if (health == VM_ALIVE)
         return false;
+    EVENT(p, epoch = p->lc.state == LC_PROTECTED ? e->pacer.acked : p->committed);
     if (health == VM_DIED && e->link && epoch) {
         note(p, "the guest's process died: handing over to the backup");
         if (link_send_empty(e->link, PROTO_HANDOVER, epoch) == 0)
@@ -660,6 +661,7 @@ static int open_port(struct protection *p, struct error *err)
     char guest[108], port[108];
     struct frames_port_config cfg = {
         .guest_path = guest,
+        .guest_bridge = p->cfg->guest_bridge,
         .port_path = port,
         .tap = p->cfg->tap,
         .mac = p->cfg->mac,

@@ -238,7 +238,7 @@ static const struct bad {
     {FAKE "\nheartbeat = 100\n}\n", ":4: ", "timeout = 200"},
     {FAKE "protect = yes\n}\n", ":3: ", "needs backup"},
     {FAKE "tap = tap0\n}\n", ":3: ", "tap needs mac"},
-    {"vm a {\nplatform = xen\ntap = tap0 mac = 52:54:00:12:34:56\n}\n", ":3: ", "platform = xen has neither tap"},
+    {"vm a {\nplatform = xen\ntap = tap0 mac = 52:54:00:12:34:56\n}\n", ":3: ", "go together with platform = xen"},
     {FAKE "services = \"pgsql:5432\"\n}\n", ":3: ", "services needs tap"},
     {"vm db1 {\n}\n", ":2: vm db1: ", "kernel is missing"},
 };

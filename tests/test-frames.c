@@ -58,7 +58,7 @@ static int setup(void **state)
     n->guest = bound_socket(n->guest_path);
     n->sink = bound_socket(n->tap + 5);
     n->cfg = (struct frames_port_config){n->guest_path, n->port_path, n->tap, "02:00:00:00:00:09",
-                                         QUEUE, "pgsql:5432", false};
+                                         QUEUE, "pgsql:5432", false, NULL};
     *state = n;
     return 0;
 }

@@ -9,9 +9,11 @@ from xenlab import LabError, say, wait_for
 
 PATIENCE = 240  # seconds that anything may take on a busy machine
 GUEST = 'g1'
+MAC, ADDRESS = '00:16:3e:00:00:51', '10.9.0.51'
 
 
-def guest_config(hosts, load='16,300', memory=128):
+def guest_config(hosts, load='16,300', memory=128, network=False):
+    vif = f"vif = ['mac={MAC},bridge=rx0-guest']" if network else ''
     for host in hosts:
         host.write(f'/root/{GUEST}.cfg', f'''
 name = "{GUEST}"
@@ -20,9 +22,38 @@ kernel = "/lab/vmlinux"
 ramdisk = "/lab/guest.cpio.gz"
 memory = {memory}
 vcpus = 1
-extra = "console=hvc0 quiet lab.load={load}"
+extra = "console=hvc0 quiet lab.load={load}{f' lab.ip={ADDRESS}/24' if network else ''}"
 on_crash = "destroy"
+{vif}
 ''')
+
+
+def set_up_network(hosts):
+    """The guest's own bridge, and remusd's way out of it into the bridge that both hosts share."""
+    for host in hosts:
+        host.run('modprobe tun; ip link add rx0-guest type bridge 2>/dev/null; ip link set rx0-guest up; '
+                 'ip tuntap add dev rx0 mode tap 2>/dev/null; ip link set rx0 master xenbr0; ip link set rx0 up')
+
+
+# Asks the guest for its count, forever; a line for each answer, and one more when it was not more than the last.
+CLIENT = """
+import socket, time
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.settimeout(1)
+s.connect(("%s", 7000))
+last = 0
+while True:
+    try:
+        s.send(b"?")
+        n = int(s.recv(100))
+        print(n, flush=True)
+        if n <= last:
+            print("BACKWARDS", last, n, flush=True)
+        last = n
+        time.sleep(0.05)
+    except OSError:
+        time.sleep(0.05)
+""" % ADDRESS
 
 
 def remus_config(host, *lines):
@@ -114,6 +145,94 @@ def takeover(hosts):
         f'pause {json.dumps(before["pause_ms"])}')
 
 
+def restart_guest(hosts):
+    """A new domain of the same name, protected again: its past is not held against it."""
+    hosts[0].run(f'xl destroy {GUEST} 2>/dev/null; rm -f /var/log/xen/guest-{GUEST}*; true')
+    start_guest(hosts[0])
+    hosts[0].run('kill $(pidof remusd); while pidof remusd; do sleep 0.1; done >/dev/null')
+    hosts[0].start('remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
+    wait_for('remusd to be back', PATIENCE, lambda: hosts[0].try_run('remusctl list').returncode == 0, 0.5)
+    protect(hosts)
+
+
+def epoch_of(host):
+    return status(host)['acked_epoch']
+
+
+def no_takeover(hosts, what):
+    """The backup has let go of the guest and runs nothing."""
+    wait_state(hosts[1], 'waiting')
+    wait_for('the replica to go', PATIENCE, lambda: GUEST not in hosts[1].run('xl list'), 0.5)
+    say(f'{what}: no takeover')
+
+
+def operator(hosts):
+    """What xl and the operator do to a protected domain: pause, shutdown, destroy, unprotect, switchover (R7)."""
+    guest_config(hosts)
+    start_guest(hosts[0])
+    start_daemons(hosts)
+    protect(hosts)
+
+    hosts[0].run(f'xl pause {GUEST}')
+    time.sleep(8)  # longer than the backup's patience
+    if status(hosts[1])['state'] != 'ready':
+        raise LabError(f'a paused guest is taken for a lost one: {status(hosts[1])}')
+    held = epoch_of(hosts[0])
+    hosts[0].run(f'xl unpause {GUEST}')
+    wait_for('checkpoints after unpause', PATIENCE, lambda: epoch_of(hosts[0]) > held + 2, 0.5)
+    say('pause: protection goes on after unpause')
+
+    hosts[0].run(f'remusctl unprotect {GUEST}')
+    no_takeover(hosts, 'unprotect')
+    goes_on(hosts[0], 2)
+
+    protect(hosts)
+    hosts[0].run(f'xl destroy {GUEST}')
+    no_takeover(hosts, 'destroy')
+
+    restart_guest(hosts)
+    hosts[0].run(f'xl shutdown -F {GUEST} || xl trigger {GUEST} power')
+    no_takeover(hosts, 'shutdown')
+
+    restart_guest(hosts)
+    seen = last_tick(hosts[0].console(GUEST))
+    hosts[0].run(f'remusctl switchover {GUEST}')
+    wait_state(hosts[1], 'active')
+    first = goes_on(hosts[1], 4)
+    wait_for('the domain on the primary to go', PATIENCE, lambda: GUEST not in hosts[0].run('xl list'), 0.5)
+    if first < seen:
+        raise LabError(f'tick {first} after the switchover, {seen} before')
+    say('switchover: nothing lost, one guest')
+
+
+def network(hosts):
+    """Output commit on a vif: no client sees the guest's count go down when the primary dies (R1)."""
+    guest_config(hosts, load='4,50', network=True)
+    set_up_network(hosts)
+    gate = ('tap = rx0', f'mac = "{MAC}"', 'guest-bridge = rx0-guest')
+    start_guest(hosts[0])
+    start_daemons(hosts, gate, ('takeover = automatic', *gate))
+    hosts[1].write('/root/client.py', CLIENT)
+    protect(hosts)
+    hosts[1].start('python3 /root/client.py', '/var/log/client.log')
+
+    def answers():
+        log = hosts[1].run('cat /var/log/client.log').splitlines()
+        bad = [line for line in log if not line.isdigit()]
+        if bad:
+            raise LabError(f'the client says {bad[0]}')
+        return len(log)
+    wait_for('answers of the guest', PATIENCE, lambda: answers() >= 10, 1)
+    held = status(hosts[0])['net']
+    hosts[0].kill()
+    before = answers()
+    say(f'primary killed after {before} answers, held for p50 {held["hold_ms"]["p50"]} ms')
+    taken = wait_state(hosts[1], 'active')
+    wait_for('answers after the takeover', PATIENCE, lambda: answers() >= before + 10, 1)
+    check_ledger(hosts[1].console(GUEST))
+    say(f'takeover with a vif: {json.dumps(taken["takeover"])}')
+
+
 def self_test(hosts):
     """The lab itself: clock and SIMD registers of dom0 while a guest runs."""
     host = hosts[0]
@@ -132,7 +251,7 @@ def clean_up(hosts):
     """Hosts that stay up: ends what an earlier scenario left."""
     for host in hosts:
         if host.alive():
-            host.run('kill -9 $(pidof remusd remus-backupd remus-xen-restore) 2>/dev/null; sleep 1; '
+            host.run('kill -9 $(pidof remusd remus-backupd remus-xen-restore python3) 2>/dev/null; sleep 1; '
                      f'for d in {GUEST} {GUEST}--replica; do xl destroy $d 2>/dev/null; done; '
                      'rm -rf /run/remus /var/log/xen/guest-* /var/log/remus*; :')
 
@@ -147,4 +266,4 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover}
+ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'operator': operator}

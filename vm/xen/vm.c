@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <libxl.h>
@@ -19,8 +20,8 @@
 #include "domain.h"
 #include "xen.h"
 
-#define SUSPEND_NS (10 * NS_PER_S)   /* for a guest to suspend itself */
-#define POLL_MS 1
+#define SUSPEND_NS (60 * NS_PER_S)   /* for a guest to suspend itself: it does not while it shuts down */
+#define POLL_MS 20 /* between looks, should a watch be missed; more often takes the processor from the guest */
 #define PROBE_AT_ONCE 1024u          /* pages: Xen's maximum */
 #define SPECIAL_PAGES UINT64_C(0xfc000) /* where libxl puts a PVH domain's tables and rings */
 #define SPECIAL_END UINT64_C(0x100000)
@@ -204,8 +205,48 @@ static int put_params(struct xen_vm *v, struct error *err)
     return stream_put_record(&v->params, STREAM_HVM_PARAMS, body, 8 + 16 * n) < 0 ? error_set(err, "no memory") : 0;
 }
 
+/* R1: what the vif sends has one way out of its bridge, the port's. */
+static int check_bridge(const struct vm_config *cfg, struct error *err)
+{
+    char path[64], port[CONFIG_TAPLEN_MAX + 3];
+    unsigned vifs = 0;
+    struct dirent *entry;
+    DIR *dir;
+
+    snprintf(path, sizeof(path), "/sys/class/net/%s/brif", cfg->guest_bridge);
+    snprintf(port, sizeof(port), "%s-g", cfg->tap);
+    dir = opendir(path);
+    if (!dir)
+        return error_set(err, "guest-bridge %s: no such bridge", cfg->guest_bridge);
+    while ((entry = readdir(dir)))
+        if (entry->d_name[0] != '.' && strcmp(entry->d_name, port) != 0 && vifs++) {
+            error_set(err, "guest-bridge %s has more than one interface besides %s: packets would get past remusd",
+                      cfg->guest_bridge, port);
+            closedir(dir);
+            return -1;
+        }
+    closedir(dir);
+    return 0;
+}
+
+static int check_vif(const struct vm_config *cfg, const libxl_domain_config *config, struct error *err)
+{
+    const libxl_device_nic *nic = config->nics;
+
+    if (config->num_nics == 0)
+        return !*cfg->tap ? 0 : error_set(err, "it has no vif, but its section a tap");
+    if (!*cfg->tap)
+        return error_set(err, "it has a vif, whose packets must be held: set tap, mac and guest-bridge");
+    if (config->num_nics > 1)
+        return error_set(err, "it has %d vifs, one at most can be held", config->num_nics);
+    if (!nic->bridge || strcmp(nic->bridge, cfg->guest_bridge) != 0)
+        return error_set(err, "its vif is on bridge %s: put it on guest-bridge = %s", nic->bridge ? nic->bridge : "?",
+                         cfg->guest_bridge);
+    return check_bridge(cfg, err);
+}
+
 /* Only what we can keep the promises for. */
-static int check_config(const libxl_domain_config *config, struct error *err)
+static int check_config(const struct vm_config *cfg, const libxl_domain_config *config, struct error *err)
 {
     if (config->c_info.type == LIBXL_DOMAIN_TYPE_PV)
         return error_set(err, "it is a PV domain: its memory cannot be tracked on this Xen, which is built without "
@@ -213,8 +254,8 @@ static int check_config(const libxl_domain_config *config, struct error *err)
     if (config->c_info.type != LIBXL_DOMAIN_TYPE_PVH)
         return error_set(err, "it is an HVM domain, whose device model is not replicated; use type = \"pvh\" in its "
                          "configuration");
-    if (config->num_nics)
-        return error_set(err, "it has a vif, whose packets would not be held until a checkpoint is acknowledged");
+    if (check_vif(cfg, config, err) < 0)
+        return -1;
     if (config->num_disks)
         return error_set(err, "it has a disk, which would not be replicated together with its memory");
     if (config->num_pcidevs || config->num_p9s || config->num_vtpms || config->num_usbctrls ||
@@ -223,7 +264,7 @@ static int check_config(const libxl_domain_config *config, struct error *err)
     return 0;
 }
 
-static char *get_config(struct xen_vm *v, struct error *err)
+static char *get_config(struct xen_vm *v, const struct vm_config *cfg, struct error *err)
 {
     libxl_ctx *ctx = xen_libxl(err);
     libxl_domain_config config;
@@ -234,17 +275,17 @@ static char *get_config(struct xen_vm *v, struct error *err)
     libxl_domain_config_init(&config);
     if (libxl_retrieve_domain_configuration(ctx, v->domain.id, &config, NULL))
         error_set(err, "libxl does not tell the domain's configuration: was it made by xl?");
-    else if (check_config(&config, err) == 0 && !(text = libxl_domain_config_to_json(ctx, &config)))
+    else if (check_config(cfg, &config, err) == 0 && !(text = libxl_domain_config_to_json(ctx, &config)))
         error_set(err, "no memory");
     libxl_domain_config_dispose(&config);
     libxl_ctx_free(ctx);
     return text;
 }
 
-static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
+static int describe(struct xen_vm *v, const struct vm_config *cfg, struct xen_machine *m, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer head = {0};
-    cleanup_free char *config = get_config(v, err);
+    cleanup_free char *config = get_config(v, cfg, err);
     unsigned major, minor;
 
     if (!config)
@@ -386,6 +427,31 @@ static int wait_suspended(struct xen_vm *v, struct error *err)
     }
 }
 
+/* The operator's request to shut down that the guest has not taken up yet must not be overwritten (R7). */
+static int request_suspend(struct xen_vm *v, struct error *err)
+{
+    uint64_t deadline = clock_ns() + SUSPEND_NS;
+
+    while (clock_ns() < deadline) {
+        xs_transaction_t t = xs_transaction_start(v->domain.xs);
+        unsigned len;
+        cleanup_free char *value = xs_read(v->domain.xs, t, v->control, &len);
+        bool others = value && *value && strcmp(value, "suspend") != 0;
+
+        if (!t || (!others && !xs_write(v->domain.xs, t, v->control, "suspend", strlen("suspend")))) {
+            xs_transaction_end(v->domain.xs, t, true);
+            return error_set(err, "%s: %s", v->control, strerror(errno));
+        }
+        if (xs_transaction_end(v->domain.xs, t, false) && !others)
+            return 0;
+        if (xen_domain_health(&v->domain) != VM_ALIVE)
+            return error_set(err, "the guest shut down or crashed");
+        if (others)
+            clock_sleep_until(clock_ns() + POLL_MS * NS_PER_MS);
+    }
+    return error_set(err, "the guest does not take up another request in %s", v->control);
+}
+
 static int vm_suspend(struct vm *vm, struct error *err)
 {
     struct xen_vm *v = of(vm);
@@ -393,9 +459,7 @@ static int vm_suspend(struct vm *vm, struct error *err)
 
     if (xen_domain_info(&v->domain, &info) && is_suspended(&info))
         return error_set(err, "somebody else has suspended the domain: xl save, xl migrate or xl remus");
-    if (!xs_write(v->domain.xs, XBT_NULL, v->control, "suspend", strlen("suspend")))
-        return error_set(err, "%s: %s", v->control, strerror(errno));
-    if (wait_suspended(v, err) < 0)
+    if (request_suspend(v, err) < 0 || wait_suspended(v, err) < 0)
         return -1;
     v->suspended = true;
     return 0;
@@ -518,7 +582,7 @@ static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *e
         return error_set(err, "xenstore watch: %s", strerror(errno));
     if (bitmap_init(&v->present, pages) < 0 || allocate_dirty(v) < 0)
         return error_set(err, "no memory for %lu pages' bits", (unsigned long)pages);
-    if (find_pages(v, &machine, err) == 0 && describe(v, &machine, err) == 0 && put_params(v, err) == 0) {
+    if (find_pages(v, &machine, err) == 0 && describe(v, cfg, &machine, err) == 0 && put_params(v, err) == 0) {
         for (unsigned i = 0; i < machine.range_count; i++)
             bitmap_set_range(&v->present, machine.ranges[i].first, machine.ranges[i].count);
         v->vm.memory = xen_domain_map(d, pages, machine.ranges, machine.range_count, false, err);

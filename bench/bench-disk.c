@@ -1,0 +1,504 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * remus-bench disk: what protection costs the guest's disk, and how fast the backup follows.  Four disk servers side by side,
+ * used in turn by one NBD client, so that a noisy machine is noisy for all of them:
+ *
+ *     bare       nbdkit's own file plugin
+ *     plugin     our plugin, no protection
+ *     protected  our plugin, a real engine, a memory channel, a real receiver and journal.  The backup's image is in
+ *                /dev/shm, since the other host has a disk of its own and this machine has one
+ *     primary    the same with a backup that only acknowledges: the other host has processors of its own, too
+ *
+ *     write      64 KiB writes one behind the other, 8 under way, a flush every 16 MiB
+ *     fsync      4 KiB write and flush, one at a time: median latency
+ *     apply      at the backup, on the disk of --dir: changes through journal and images, until both are durable, against
+ *                writing and syncing the image alone
+ *     drain      from the word to take over until 64 MiB of committed changes are in the image
+ */
+#include <fcntl.h>
+#include <ftw.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "backup/receiver.h"
+#include "bench/bench.h"
+#include "common/clock.h"
+#include "common/wire.h"
+#include "disk/server.h"
+#include "remusd/engine.h"
+
+#define MIB (1u << 20)
+#define DISK_SIZE (256u * MIB)
+#define CHUNK 65536u
+#define WINDOW 8
+#define FLUSH_EVERY (16 * MIB)
+#define ROUNDS 7
+#define ROUND_OCTETS (64u * MIB)
+#define ROUND_SYNCS 200
+#define SETTLE_US 500000 /* until the backup has applied what was written */
+#define EPOCH_OCTETS MIB
+
+enum { BARE, PLUGIN, PROTECTED, PRIMARY, MODES };
+static const char *const modes[MODES] = {"bare", "plugin", "protected", "primary"};
+
+enum { NBD_WRITE = 1, NBD_DISC = 2, NBD_FLUSH = 3 };
+
+static void fatal(const char *what)
+{
+    fprintf(stderr, "remus-bench disk: ");
+    perror(what);
+    exit(1);
+}
+
+static void print(const char *name, const char *mode, double value, const char *unit)
+{
+    printf("{\"case\": \"%s\", \"mode\": \"%s\", \"value\": %.3f, \"unit\": \"%s\"}\n", name, mode, value, unit);
+    fflush(stdout);
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *values, size_t count)
+{
+    qsort(values, count, sizeof(*values), by_value);
+    return values[count / 2];
+}
+
+/* --- an NBD client --- */
+
+static void put(int fd, const void *data, size_t n)
+{
+    for (const uint8_t *p = data; n;) {
+        ssize_t done = send(fd, p, n, MSG_NOSIGNAL);
+
+        if (done <= 0)
+            fatal("nbd");
+        p += done;
+        n -= (size_t)done;
+    }
+}
+
+static void get(int fd, void *data, size_t n)
+{
+    if (recv(fd, data, n, MSG_WAITALL) != (ssize_t)n)
+        fatal("nbd");
+}
+
+static int nbd_connect(const char *path)
+{
+    static const uint8_t hello[] = "\0\0\0\3IHAVEOPT\0\0\0\1\0\0\0"; /* NBD_OPT_EXPORT_NAME, "" */
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    uint8_t greeting[18];
+
+    snprintf(addr.sun_path, sizeof(addr.sun_path), "%.107s", path);
+    for (int i = 0; connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0; i++) {
+        if (i == 500)
+            fatal(path);
+        usleep(10000);
+    }
+    get(fd, greeting, sizeof(greeting));
+    put(fd, hello, sizeof(hello));
+    get(fd, greeting, 10);
+    return fd;
+}
+
+static void nbd_request(int fd, unsigned kind, uint64_t offset, uint32_t length, const void *data)
+{
+    uint8_t head[28];
+    struct wire_writer w = wire_writer(head, sizeof(head));
+
+    wire_put_uint(&w, 0x25609513, 4);
+    wire_put_uint(&w, kind, 4);
+    wire_put_uint(&w, offset, 8);
+    wire_put_uint(&w, offset, 8);
+    wire_put_uint(&w, kind == NBD_WRITE ? length : 0, 4);
+    put(fd, head, sizeof(head));
+    if (kind == NBD_WRITE)
+        put(fd, data, length);
+}
+
+static void nbd_reply(int fd)
+{
+    uint8_t reply[16];
+
+    get(fd, reply, sizeof(reply));
+    if (reply[4] | reply[5] | reply[6] | reply[7]) {
+        fprintf(stderr, "remus-bench disk: a write failed\n");
+        exit(1);
+    }
+}
+
+/* MiB a second */
+static double write_round(int fd, const uint8_t *data, uint64_t at)
+{
+    uint64_t began = clock_ns();
+    unsigned waiting = 0;
+
+    for (uint64_t done = 0; done < ROUND_OCTETS; done += CHUNK) {
+        if (waiting == WINDOW) {
+            nbd_reply(fd);
+            waiting--;
+        }
+        nbd_request(fd, NBD_WRITE, (at + done) % DISK_SIZE, CHUNK, data);
+        waiting++;
+        if ((done + CHUNK) % FLUSH_EVERY == 0) {
+            nbd_request(fd, NBD_FLUSH, 0, 0, NULL);
+            waiting++;
+            for (; waiting; waiting--)
+                nbd_reply(fd);
+        }
+    }
+    return (double)ROUND_OCTETS / MIB / ((double)(clock_ns() - began) / 1e9);
+}
+
+/* us */
+static double sync_round(int fd, const uint8_t *data)
+{
+    double times[ROUND_SYNCS];
+
+    for (unsigned i = 0; i < ROUND_SYNCS; i++) {
+        uint64_t began = clock_ns();
+
+        nbd_request(fd, NBD_WRITE, (uint64_t)random() % (DISK_SIZE / 4096) * 4096, 4096, data);
+        nbd_reply(fd);
+        nbd_request(fd, NBD_FLUSH, 0, 0, NULL);
+        nbd_reply(fd);
+        times[i] = (double)(clock_ns() - began) / 1e3;
+    }
+    return median(times, ROUND_SYNCS);
+}
+
+/* --- the servers --- */
+
+struct backup {
+    struct link *link;
+    struct receiver *receiver; /* NULL: only acknowledges */
+    struct journal *journal;
+    pthread_t thread;
+};
+
+static void *backup_run(void *arg)
+{
+    struct backup *b = arg;
+    struct record rec;
+    struct error err;
+
+    while (link_recv(b->link, &rec, TIME_NEVER, &err) == LINK_RECORD) {
+        if (!b->receiver && rec.type == PROTO_END)
+            link_send_empty(b->link, PROTO_ACK, rec.epoch);
+        if (!b->receiver || rec.type == PROTO_HEARTBEAT)
+            continue;
+        switch (receiver_record(b->receiver, &rec, &err)) {
+        case RECEIVER_WHOLE:
+            link_send_empty(b->link, PROTO_ACK, rec.epoch);
+            receiver_apply(b->receiver);
+            break;
+        case RECEIVER_MORE:
+            break;
+        default:
+            fprintf(stderr, "remus-bench disk: backup: %s\n", err.text);
+            link_shutdown(b->link);
+        }
+    }
+    return NULL;
+}
+
+static void make_image(const char *path)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    if (fd < 0 || posix_fallocate(fd, 0, DISK_SIZE) || fdatasync(fd) < 0)
+        fatal(path);
+    close(fd);
+}
+
+static pid_t bare_start(const char *socket, const char *image)
+{
+    pid_t pid = fork();
+
+    if (pid == 0) {
+        execlp("nbdkit", "nbdkit", "-f", "-U", socket, "file", image, (char *)NULL);
+        _exit(127);
+    }
+    return pid;
+}
+
+static bool epochs_stop;
+
+static void *epochs_run(void *arg)
+{
+    struct engine *e = arg;
+    struct error err;
+
+    while (!__atomic_load_n(&epochs_stop, __ATOMIC_ACQUIRE)) {
+        uint64_t now = clock_ns(), due;
+
+        pthread_mutex_lock(&e->lock);
+        while ((due = pacer_due(&e->pacer, now)) > now && e->link_end == LINK_UP) {
+            engine_wait(e, due);
+            now = clock_ns();
+        }
+        pthread_mutex_unlock(&e->lock);
+        if (engine_checkpoint(e, true, &err) < 0) {
+            fprintf(stderr, "remus-bench disk: %s\n", err.text);
+            exit(1);
+        }
+    }
+    return NULL;
+}
+
+/* A protected VM that does nothing but write to its disk. */
+struct protected {
+    struct engine engine;
+    struct backup backup;
+    struct vm *vm;
+    struct port *port;
+    pthread_t epochs;
+};
+
+static int receive(struct protected *p, char *const replica[], struct error *err)
+{
+    const struct disk_info *info = disk_infos(p->engine.disk);
+    struct backup *b = &p->backup;
+    uint8_t *memory = mmap(NULL, p->vm->pages * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    if (journal_open(&b->journal, replica, info, 1, 256u * MIB, err) < 0 ||
+        journal_begin(b->journal, info, false, err) < 0)
+        return -1;
+    b->receiver = receiver_new(memory, p->vm->pages, p->vm->pages * PAGE_SIZE);
+    receiver_set_journal(b->receiver, b->journal);
+    return 0;
+}
+
+static int protect(struct protected *p, const struct vm_config *cfg, char *const replica[], struct error *err)
+{
+    struct engine *e = &p->engine;
+    struct backup *b = &p->backup;
+    struct chan *ends[2];
+    struct disk_sync sync;
+
+    engine_init(e, cfg);
+    p->port = null_port_new();
+    if (disk_server_start(cfg, false, err) < 0 || disk_open(&e->disk, cfg, err) < 0 ||
+        vm_platform("fake")->open(&p->vm, cfg, err) < 0 || engine_open(e, p->vm, p->port, err) < 0 ||
+        (replica && receive(p, replica, err) < 0))
+        return -1;
+    if (mem_chan_pair(ends, 4 << 20) < 0 || !(b->link = link_new(ends[1])) ||
+        link_start_heartbeats(b->link, 20 * NS_PER_MS) < 0 || pthread_create(&b->thread, NULL, backup_run, b) ||
+        engine_attach(e, link_new(ends[0]), 0, err) < 0)
+        return -1;
+    do {
+        usleep(1000);
+        disk_sync_state(e->disk, &sync);
+    } while (!sync.done);
+    return engine_precopy(e, err) < 0 || pthread_create(&p->epochs, NULL, epochs_run, e) ? -1 : 0;
+}
+
+static void unprotect(struct protected *p)
+{
+    __atomic_store_n(&epochs_stop, true, __ATOMIC_RELEASE);
+    pthread_join(p->epochs, NULL);
+    engine_detach(&p->engine);
+    pthread_join(p->backup.thread, NULL);
+    link_free(p->backup.link);
+    journal_close(p->backup.journal);
+    p->vm->ops->destroy(p->vm);
+    p->port->ops->close(p->port);
+}
+
+static void measure(char sockets[][108])
+{
+    static double rates[MODES][ROUNDS], latencies[MODES][ROUNDS];
+    uint8_t *data = malloc(CHUNK);
+    int fds[MODES];
+
+    memset(data, 0x5a, CHUNK);
+    for (int i = 0; i < MODES; i++) {
+        fds[i] = nbd_connect(sockets[i]);
+        write_round(fds[i], data, 0);
+    }
+    for (unsigned round = 0; round < ROUNDS; round++)
+        for (int i = 0; i < MODES; i++)
+            rates[i][round] = write_round(fds[i], data, round * ROUND_OCTETS);
+    usleep(SETTLE_US);
+    for (unsigned round = 0; round < ROUNDS; round++)
+        for (int i = 0; i < MODES; i++)
+            latencies[i][round] = sync_round(fds[i], data);
+    for (int i = 0; i < MODES; i++)
+        print("write", modes[i], median(rates[i], ROUNDS), "MiB/s");
+    for (int i = 0; i < MODES; i++)
+        print("fsync", modes[i], median(latencies[i], ROUNDS), "us");
+    for (int i = 0; i < MODES; i++)
+        close(fds[i]);
+    free(data);
+}
+
+static int bench_guest(const char *dir, const char *fast, struct error *err)
+{
+    static struct protected vms[2];
+    char path[512], replica[512], sockets[MODES][108], image[512];
+    struct config config;
+    int rc = -1;
+    pid_t bare;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/conf", dir);
+    snprintf(replica, sizeof(replica), "%s/replica.img", fast);
+    f = fopen(path, "we");
+    if (!f)
+        fatal(path);
+    fprintf(f, "run-dir = \"%s\"\n", fast); /* as /run: a tmpfs */
+    for (int i = 0; i < MODES; i++) {
+        snprintf(sockets[i], sizeof(sockets[i]), "%.90s/%s.nbd", fast, modes[i]);
+        snprintf(image, sizeof(image), "%s/%s.img", dir, modes[i]);
+        make_image(image);
+        fprintf(f, "vm %s {\nplatform = fake\nmemory = 16\nfake-rate = 0\nfake-frames = 0\ndisks = {\"%s\"}\n}\n",
+                modes[i], image);
+    }
+    fclose(f);
+    snprintf(image, sizeof(image), "%s/%s.img", dir, modes[BARE]);
+    bare = bare_start(sockets[BARE], image);
+    if (config_load(&config, path, err) < 0)
+        return -1;
+    if (disk_server_start(&config.vms[PLUGIN], false, err) == 0 &&
+        protect(&vms[0], &config.vms[PROTECTED], (char *[]){replica}, err) == 0 &&
+        protect(&vms[1], &config.vms[PRIMARY], NULL, err) == 0) {
+        measure(sockets);
+        unprotect(&vms[0]);
+        unprotect(&vms[1]);
+        rc = 0;
+    }
+    for (int i = PLUGIN; i < MODES; i++)
+        disk_server_stop(&config.vms[i], NULL);
+    kill(bare, SIGTERM);
+    waitpid(bare, NULL, 0);
+    return rc;
+}
+
+/* --- the backup --- */
+
+static double plain_write(const char *path, const uint8_t *data)
+{
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    uint64_t began = clock_ns();
+
+    for (uint64_t at = 0; at < DISK_SIZE; at += CHUNK)
+        if (fd < 0 || pwrite(fd, data, CHUNK, (off_t)at) != CHUNK)
+            fatal(path);
+    if (fdatasync(fd) < 0)
+        fatal(path);
+    close(fd);
+    return (double)DISK_SIZE / MIB / ((double)(clock_ns() - began) / 1e9);
+}
+
+/* An epoch of EPOCH_OCTETS, from offset `at` on. */
+static int send_epoch(struct journal *j, uint64_t epoch, uint64_t at, uint8_t *entries, struct error *err)
+{
+    size_t n = 0;
+
+    for (uint64_t done = 0; done < EPOCH_OCTETS; done += CHUNK) {
+        struct entry e = {.kind = ENTRY_WRITE, .length = CHUNK, .offset = (at + done) % DISK_SIZE};
+
+        entry_put(entries + n, &e);
+        n += entry_size(e.kind, e.length);
+    }
+    return journal_write(j, epoch, entries, n, err) < 0 ||
+                   journal_end(j, epoch, n, XXH3_64bits(entries, n), err) < 0 ||
+                   journal_commit(j, epoch, err) < 0
+               ? -1 : 0;
+}
+
+static int bench_backup(const char *dir, struct error *err)
+{
+    static double plain[ROUNDS], through[ROUNDS], drain[ROUNDS];
+    uint8_t *entries = calloc(1, 2 * EPOCH_OCTETS);
+    char path[512], record[520];
+    struct disk_info info = {DISK_SIZE, 1};
+
+    snprintf(path, sizeof(path), "%s/apply.img", dir);
+    snprintf(record, sizeof(record), "%s.remus", path);
+    make_image(path);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        struct journal_stats stats;
+        struct journal *j;
+        uint64_t epoch = 1, began;
+
+        plain[round] = plain_write(path, entries);
+        unlink(record);
+        if (journal_open(&j, (char *[]){path}, &info, 1, 256u * MIB, err) < 0 ||
+            journal_begin(j, &info, false, err) < 0)
+            return -1;
+        began = clock_ns();
+        for (; epoch <= DISK_SIZE / EPOCH_OCTETS; epoch++)
+            if (send_epoch(j, epoch, epoch * EPOCH_OCTETS, entries, err) < 0)
+                return -1;
+        do {
+            usleep(500);
+            journal_stats(j, &stats);
+        } while (stats.applied_epoch != stats.committed_epoch);
+        if (journal_begin(j, &info, false, err) < 0)
+            return -1;
+        through[round] = (double)DISK_SIZE / MIB / ((double)(clock_ns() - began) / 1e9);
+        for (uint64_t last = epoch + 64; epoch < last; epoch++)
+            if (send_epoch(j, epoch, epoch * EPOCH_OCTETS, entries, err) < 0)
+                return -1;
+        began = clock_ns();
+        if (journal_activate(j, epoch - 1, err) < 0)
+            return -1;
+        drain[round] = (double)(clock_ns() - began) / 1e6;
+        journal_close(j);
+    }
+    print("apply", "image alone", median(plain, ROUNDS), "MiB/s");
+    print("apply", "journal and image", median(through, ROUNDS), "MiB/s");
+    print("drain", "64 MiB", median(drain, ROUNDS), "ms");
+    free(entries);
+    return 0;
+}
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+    (void)st, (void)type, (void)ftw;
+    return remove(path);
+}
+
+int bench_disk(int argc, char **argv)
+{
+    char dir[256], fast[] = "/dev/shm/remus-bench-XXXXXX";
+    const char *parent = "/var/tmp";
+    struct error err = {""};
+    int rc;
+
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--dir") == 0 && i + 1 < argc)
+            parent = argv[++i];
+        else if (strcmp(argv[i], "--json") != 0) {
+            fprintf(stderr, "usage: %s [--json] [--dir DIR]\n", argv[0]);
+            return 2;
+        }
+    }
+    snprintf(dir, sizeof(dir), "%s/remus-bench-XXXXXX", parent);
+    if (!mkdtemp(dir) || !mkdtemp(fast))
+        fatal(dir);
+    rc = bench_guest(dir, fast, &err) < 0 || bench_backup(dir, &err) < 0;
+    if (rc)
+        fprintf(stderr, "remus-bench disk: %s\n", err.text);
+    nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    nftw(fast, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    return rc;
+}
