@@ -532,7 +532,7 @@ static size_t skip_version(struct mysql *m, const uint8_t *data, size_t len)
 {
     const uint8_t *end;
 
-    if (m->phase != GREETING || m->version_ended)
+    if (m->phase != GREETING || m->version_ended || m->server.judged)
         return 0;
     if (m->server.left == m->server.length && data[0] == 0xff) { /* an ERR: the connection ends */
         m->server.judged = true;
