@@ -37,7 +37,7 @@
 #include "reset.h"
 
 #define BATCH 32u
-#define LINGER 2u /* measured: with 1, one in fifty transactions of a busy server begins too late */
+#define LINGER 2u /* with 1, too many transactions of a busy server begin too late (measured) */
 #define SOCKET_BUFFER (1 << 20)
 #define QLEN_ENOUGH 256 /* net.unix.max_dgram_qlen below this throttles the guest */
 /*
@@ -144,7 +144,8 @@ static unsigned read_guest(struct frames_port *f)
     for (unsigned i = 0; i < max; i++)
         f->up.iov[i].iov_len =
             sizeof(*f->up.frame); /* longer than the gate takes: so it refuses those */
-    n = f->guest_is_tap ? read_guest_tap(f, max) : recvmmsg(f->rx, f->up.msg, max, MSG_DONTWAIT, NULL);
+    n = f->guest_is_tap ? read_guest_tap(f, max)
+                        : recvmmsg(f->rx, f->up.msg, max, MSG_DONTWAIT, NULL);
     now = clock_ns();
     for (int i = 0; i < n; i++)
         gate_send(f->gate, f->up.frame[i], f->up.msg[i].msg_len, now);
@@ -688,7 +689,8 @@ static int join_bridge(const char *tap, const char *bridge, struct error *err)
     cleanup_close int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 
     if (strlen(bridge) >= IFNAMSIZ)
-        return error_set(err, "bridge %s: a name has at most %d characters", bridge, IFNAMSIZ - 1);
+        return error_set(err, "bridge %s: a name has at most %d characters", bridge,
+                         IFNAMSIZ - 1);
     strcpy(ifr.ifr_name, bridge);
     if (fd < 0 || ioctl(fd, SIOCBRADDIF, &ifr) < 0)
         return error_set(err, "bridge %s: cannot add %s to it: %s%s", bridge, tap, strerror(errno),
@@ -697,7 +699,8 @@ static int join_bridge(const char *tap, const char *bridge, struct error *err)
 }
 
 /* The guest's side, of either kind. */
-static int open_guest(struct frames_port *f, const struct frames_port_config *cfg, struct error *err)
+static int open_guest(struct frames_port *f, const struct frames_port_config *cfg,
+                      struct error *err)
 {
     char name[IFNAMSIZ];
 
@@ -707,7 +710,8 @@ static int open_guest(struct frames_port *f, const struct frames_port_config *cf
                        new_socket(&f->tx, err) < 0 || open_rx(f, err) < 0
                    ? -1 : 0;
     if (snprintf(name, sizeof(name), FRAMES_GUEST_TAP, cfg->tap) >= (int)sizeof(name))
-        return error_set(err, "tap %s: at most %d characters with a guest-bridge", cfg->tap, FRAMES_TAP_MAX);
+        return error_set(err, "tap %s: at most %d characters with a guest-bridge", cfg->tap,
+                         FRAMES_TAP_MAX);
     f->guest_is_tap = true;
     if (open_interface(&f->tx, name, err) < 0)
         return -1;
@@ -747,8 +751,11 @@ static int add_services(struct frames_port *f, const char *services, struct erro
         else if (!parser || gate_add_service(f->gate, value, parser) < 0)
             break;
     }
-    return rc == 0 ? 0 : error_set(err, "services '%s': want at most %d times pgsql:PORT, mysql:PORT or dscp:MARK",
-                                   services, CONFIG_SERVICES_MAX);
+    return rc == 0 ? 0
+                   : error_set(err,
+                               "services '%s': want at most %d times pgsql:PORT, mysql:PORT or "
+                               "dscp:MARK",
+                               services, CONFIG_SERVICES_MAX);
 }
 
 static void check_qlen(struct frames_port *f)

@@ -439,6 +439,12 @@ static void run_epochs(struct protection *p)
         if (engine_checkpoint(&p->engine, true, &err) < 0) {
             if (guest_gone(p, health_in_the_end(p))) /* in the middle of it: no failure (R7) */
                 return;
+            if (p->vm->unwilling && wait_for_acks(&p->engine)) { /* nor is this one (R7) */
+                note(p, "checkpoint failed, protecting anew: %s", err.text);
+                p->continuous = false;
+                say_goodbye(p, "the guest does not take checkpoints");
+                return;
+            }
             engine_end_link(&p->engine, LINK_LOST, "checkpoint failed: %s", err.text);
             return;
         }

@@ -19,12 +19,28 @@ static void check(const struct buffer *b, const void *want, size_t len)
 /* Octet by octet as Xen's specifications draw it. */
 static void stream_as_specified(void **state)
 {
-    static const uint8_t begin[] = "LibxlFmt" "\0\0\0\2" "\0\0\0\0" "\1\0\0\0" "\0\0\0\0";
-    static const uint8_t head[] = "\xff\xff\xff\xff\xff\xff\xff\xff" "XENF" "\0\0\0\3" "\0\0\0\0\0\0\0\0"
-                                  "\2\0\0\0" "\x0c\0\0\0" "\4\0\0\0" "\x11\0\0\0";
-    static const uint8_t record[] = "\x0a\0\0\0" "\3\0\0\0" "abc\0\0\0\0\0";
-    static const uint8_t pages[] = "\1\0\0\0" "\x18\0\0\0" "\2\0\0\0" "\0\0\0\0"
-                                   "\x34\x12\0\0\0\0\0\xe0" "\x35\x12\0\0\0\0\0\xe0";
+    static const uint8_t begin[] = "LibxlFmt"
+                                   "\0\0\0\2"
+                                   "\0\0\0\0"
+                                   "\1\0\0\0"
+                                   "\0\0\0\0";
+    static const uint8_t head[] = "\xff\xff\xff\xff\xff\xff\xff\xff"
+                                  "XENF"
+                                  "\0\0\0\3"
+                                  "\0\0\0\0\0\0\0\0"
+                                  "\2\0\0\0"
+                                  "\x0c\0\0\0"
+                                  "\4\0\0\0"
+                                  "\x11\0\0\0";
+    static const uint8_t record[] = "\x0a\0\0\0"
+                                    "\3\0\0\0"
+                                    "abc\0\0\0\0\0";
+    static const uint8_t pages[] = "\1\0\0\0"
+                                   "\x18\0\0\0"
+                                   "\2\0\0\0"
+                                   "\0\0\0\0"
+                                   "\x34\x12\0\0\0\0\0\xe0"
+                                   "\x35\x12\0\0\0\0\0\xe0";
     static const uint8_t end[16];
     struct buffer b = {0};
 
@@ -49,7 +65,8 @@ static void stream_as_specified(void **state)
 static void put_head(struct buffer *head)
 {
     assert_int_equal(stream_put_head(head, 4, 17), 0);
-    assert_int_equal(stream_put_record(head, STREAM_CPUID_POLICY, "0123456789abcdef01234567", 24), 0);
+    assert_int_equal(stream_put_record(head, STREAM_CPUID_POLICY, "0123456789abcdef01234567", 24),
+                     0);
     assert_int_equal(stream_put_record(head, STREAM_MSR_POLICY, "0123456789abcdef", 16), 0);
     assert_int_equal(stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0), 0);
 }
@@ -59,10 +76,17 @@ static void description(struct buffer *b, struct xen_range *ranges, unsigned cou
     struct buffer head = {0};
 
     put_head(&head);
-    assert_int_equal(xen_machine_put(b, &(struct xen_machine){
-        .pages = 1000, .ranges = ranges, .range_count = count, .head = head.data, .head_length = head.len,
-        .config = "{}", .config_length = 2,
-    }), 0);
+    assert_int_equal(xen_machine_put(b,
+                                     &(struct xen_machine){
+                                         .pages = 1000,
+                                         .ranges = ranges,
+                                         .range_count = count,
+                                         .head = head.data,
+                                         .head_length = head.len,
+                                         .config = "{}",
+                                         .config_length = 2,
+                                     }),
+                     0);
     buffer_free(&head);
 }
 
@@ -102,8 +126,8 @@ static void refused(const uint8_t *data, size_t len)
 static void r10_descriptions_refused(void **state)
 {
     static struct xen_range bad[][2] = {
-        {{0, 100}, {99, 1}}, {{5, 1}, {4, 1}}, {{0, 1}, {999, 2}}, {{0, 0}, {1, 1}}, {{0, 1}, {1000, 1}},
-        {{0, 1}, {2, UINT64_MAX}}, {{UINT64_MAX, 1}, {0, 1}},
+        {{0, 100}, {99, 1}}, {{5, 1}, {4, 1}},          {{0, 1}, {999, 2}},        {{0, 0}, {1, 1}},
+        {{0, 1}, {1000, 1}}, {{0, 1}, {2, UINT64_MAX}}, {{UINT64_MAX, 1}, {0, 1}},
     };
     struct buffer b = {0};
 
@@ -133,7 +157,8 @@ static void r10_descriptions_refused(void **state)
 
 static void r10_states_refused(void **state)
 {
-    static const enum stream_record types[] = {STREAM_TSC_INFO, STREAM_HVM_CONTEXT, STREAM_HVM_PARAMS};
+    static const enum stream_record types[] = {STREAM_TSC_INFO, STREAM_HVM_CONTEXT,
+                                               STREAM_HVM_PARAMS};
     struct buffer b = {0};
     struct error err;
 

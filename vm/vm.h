@@ -38,6 +38,8 @@ struct vm {
     uint64_t pages;              /* memory is pages * PAGE_SIZE long; where the guest has none, scan
                                   * reports none */
     bool attached;               /* open found the guest running, it did not start it */
+    bool unwilling;              /* suspend or scan failed although the guest is well: it does not suspend, or its
+                                  * memory is another now.  No reason for a takeover; the next link starts afresh */
     uint64_t instance;           /* tells this run of the guest from others of its name; 0: the platform cannot */
     char accelerator[16];        /* "kvm", "tcg", "native" */
     char tracker[16];            /* "uffd" or "compare": what finds the dirty pages */

@@ -18,14 +18,16 @@ int xen_domain_connect(struct xen_domain *d, struct error *err)
     *d = (struct xen_domain){0};
     d->xc = xc_interface_open(NULL, NULL, 0);
     if (!d->xc) {
-        error_set(err, "Xen's control interface: %s; is this a dom0, and are we root?", strerror(errno));
+        error_set(err, "Xen's control interface: %s; is this a dom0, and are we root?",
+                  strerror(errno));
         goto fail;
     }
     d->fm = xenforeignmemory_open(NULL, 0);
     d->xs = d->fm ? xs_open(0) : NULL;
     if (d->xs)
         return 0;
-    error_set(err, d->fm ? "xenstore: %s; does xenstored run?" : "Xen's foreign memory: %s", strerror(errno));
+    error_set(err, d->fm ? "xenstore: %s; does xenstored run?" : "Xen's foreign memory: %s",
+              strerror(errno));
 fail:
     xen_domain_disconnect(d);
     return -1;
@@ -73,13 +75,15 @@ enum vm_health xen_domain_health(struct xen_domain *d)
 
     if (!xen_domain_info(d, &info))
         return VM_SHUT_DOWN;
-    if (info.shutdown && (info.shutdown_reason == SHUTDOWN_crash || info.shutdown_reason == SHUTDOWN_watchdog))
+    if (info.shutdown &&
+        (info.shutdown_reason == SHUTDOWN_crash || info.shutdown_reason == SHUTDOWN_watchdog))
         return VM_DIED;
-    return info.dying || (info.shutdown && info.shutdown_reason != SHUTDOWN_suspend) ? VM_SHUT_DOWN : VM_ALIVE;
+    return info.dying || (info.shutdown && info.shutdown_reason != SHUTDOWN_suspend) ? VM_SHUT_DOWN
+                                                                                     : VM_ALIVE;
 }
 
-static int map_range(struct xen_domain *d, uint8_t *base, const struct xen_range *range, int protection,
-                     struct error *err)
+static int map_range(struct xen_domain *d, uint8_t *base, const struct xen_range *range,
+                     int protection, struct error *err)
 {
     cleanup_free xen_pfn_t *pfns = calloc(MAP_AT_ONCE, sizeof(*pfns));
     cleanup_free int *errors = calloc(MAP_AT_ONCE, sizeof(*errors));
@@ -92,22 +96,25 @@ static int map_range(struct xen_domain *d, uint8_t *base, const struct xen_range
 
         for (uint64_t i = 0; i < n; i++)
             pfns[i] = first + i;
-        if (!xenforeignmemory_map2(d->fm, d->id, base + first * PAGE_SIZE, protection, MAP_FIXED, n, pfns, errors))
-            return error_set(err, "cannot map %" PRIu64 " pages of domain %u: %s", n, d->id, strerror(errno));
+        if (!xenforeignmemory_map2(d->fm, d->id, base + first * PAGE_SIZE, protection, MAP_FIXED, n,
+                                   pfns, errors))
+            return error_set(err, "cannot map %" PRIu64 " pages of domain %u: %s", n, d->id,
+                             strerror(errno));
         for (uint64_t i = 0; i < n; i++)
             if (errors[i])
-                return error_set(err, "cannot map page %" PRIx64 " of domain %u: %s", first + i, d->id,
-                                 strerror(errors[i] < 0 ? -errors[i] : errors[i]));
+                return error_set(err, "cannot map page %" PRIx64 " of domain %u: %s", first + i,
+                                 d->id, strerror(errors[i] < 0 ? -errors[i] : errors[i]));
         done += n;
     }
     return 0;
 }
 
-uint8_t *xen_domain_map(struct xen_domain *d, uint64_t pages, const struct xen_range *ranges, unsigned count,
-                        bool writable, struct error *err)
+uint8_t *xen_domain_map(struct xen_domain *d, uint64_t pages, const struct xen_range *ranges,
+                        unsigned count, bool writable, struct error *err)
 {
     int protection = PROT_READ | (writable ? PROT_WRITE : 0);
-    uint8_t *base = mmap(NULL, pages * PAGE_SIZE, protection, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *base = mmap(NULL, pages * PAGE_SIZE, protection,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
     if (base == MAP_FAILED) {
         error_set(err, "no address space for %" PRIu64 " pages: %s", pages, strerror(errno));
@@ -128,7 +135,8 @@ static const libxl_childproc_hooks own_children = {
 
 libxl_ctx *xen_libxl(struct error *err)
 {
-    xentoollog_logger *log = (xentoollog_logger *)xtl_createlogger_stdiostream(stderr, XTL_ERROR, 0);
+    xentoollog_logger *log =
+        (xentoollog_logger *)xtl_createlogger_stdiostream(stderr, XTL_ERROR, 0);
     libxl_ctx *ctx = NULL;
 
     if (!log || libxl_ctx_alloc(&ctx, LIBXL_VERSION, 0, log)) {

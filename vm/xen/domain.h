@@ -31,8 +31,8 @@ bool xen_domain_info(struct xen_domain *d, xc_dominfo_t *info);
 enum vm_health xen_domain_health(struct xen_domain *d);
 
 /*
- * `pages' pages of address space, zeros, in which the ranges are the domain's memory: anything written between them
- * stays here.  NULL on failure; munmap() undoes it.
+ * `pages' pages of address space, zeros, in which the ranges are the domain's memory: anything
+ * written between them stays here.  NULL on failure; munmap() undoes it.
  */
 uint8_t *xen_domain_map(struct xen_domain *d, uint64_t pages, const struct xen_range *ranges,
                         unsigned count, bool writable, struct error *err);
@@ -40,8 +40,8 @@ uint8_t *xen_domain_map(struct xen_domain *d, uint64_t pages, const struct xen_r
 /* Ends the domain with all that libxl knows of it. */
 int xen_domain_destroy(struct xen_domain *d, struct error *err);
 
-/* "xen 4.17 pvh": hosts whose profiles are equal can hold each other's replicas.  The processors' features are
- * compared by Xen, from the description. */
+/* "xen 4.17 pvh": hosts whose profiles are equal can hold each other's replicas.  The processors'
+ * features are compared by Xen, from the description. */
 int xen_profile(struct xen_domain *d, char profile[VM_PROFILE_MAX + 1], struct error *err);
 void xen_version(struct xen_domain *d, unsigned *major, unsigned *minor);
 

@@ -18,11 +18,11 @@
 #include "domain.h"
 #include "xen.h"
 
-#define PREPARE_NS (60 * NS_PER_S)  /* for the restoring domain to have its memory */
+#define PREPARE_NS (60 * NS_PER_S) /* for the restoring domain to have its memory */
 #define ACTIVATE_NS (60 * NS_PER_S)
-#define END_NS (10 * NS_PER_S)      /* for a restore without its end to give up */
-#define ROOM_PAGES 1024u            /* as in vm.c */
-#define XEN_KEEPS_PAGES 4096u       /* Xen's own for a domain: page tables and such */
+#define END_NS (10 * NS_PER_S) /* for a restore without its end to give up */
+#define ROOM_PAGES 1024u       /* as in vm.c */
+#define XEN_KEEPS_PAGES 4096u  /* Xen's own for a domain: page tables and such */
 
 struct xen_replica {
     struct replica replica;
@@ -41,7 +41,8 @@ static struct xen_replica *of(struct replica *r)
 
 extern char **environ;
 
-/* The program that restores: stdin is the stream, stdout its one line of answer, 3 the configuration. */
+/* The program that restores: stdin is the stream, stdout its one line of answer, 3 the
+ * configuration. */
 static int start_restore(struct xen_replica *x, const struct xen_machine *m, struct error *err)
 {
     const char *libexec = getenv("REMUS_LIBEXEC");
@@ -53,7 +54,8 @@ static int start_restore(struct xen_replica *x, const struct xen_machine *m, str
     posix_spawnattr_t attr;
     sigset_t set;
 
-    snprintf(program, sizeof(program), "%s/" XEN_RESTORE_PROGRAM, libexec ? libexec : PKGLIBEXECDIR);
+    snprintf(program, sizeof(program), "%s/" XEN_RESTORE_PROGRAM,
+             libexec ? libexec : PKGLIBEXECDIR);
     snprintf(log, sizeof(log), "%s/%s.restore.log", x->cfg->run_dir, x->cfg->name);
     x->log = open(log, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (x->log < 0)
@@ -73,7 +75,8 @@ static int start_restore(struct xen_replica *x, const struct xen_machine *m, str
     posix_spawn_file_actions_adddup2(&files, x->log, 2);
     posix_spawn_file_actions_adddup2(&files, config, 3);
     posix_spawnattr_init(&attr);
-    posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID);
+    posix_spawnattr_setflags(&attr,
+                             POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID);
     sigemptyset(&set);
     posix_spawnattr_setsigmask(&attr, &set);
     sigfillset(&set);
@@ -109,7 +112,8 @@ static int quote_log(struct xen_replica *x, struct error *err)
     return error_set(err, "%.180s: %.300s", what.text, line ? line + 1 : text);
 }
 
-static int feed(struct xen_replica *x, const uint8_t *data, size_t len, uint64_t deadline, struct error *err)
+static int feed(struct xen_replica *x, const uint8_t *data, size_t len, uint64_t deadline,
+                struct error *err)
 {
     struct pollfd p = {.fd = x->stream, .events = POLLOUT};
 
@@ -131,7 +135,8 @@ static int feed(struct xen_replica *x, const uint8_t *data, size_t len, uint64_t
     return 0;
 }
 
-static int feed_pages(struct xen_replica *x, const struct xen_machine *m, uint64_t deadline, struct error *err)
+static int feed_pages(struct xen_replica *x, const struct xen_machine *m, uint64_t deadline,
+                      struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer b = {0};
 
@@ -153,7 +158,8 @@ static int feed_pages(struct xen_replica *x, const struct xen_machine *m, uint64
 }
 
 /* The domain has all its pages as soon as the restore has read the last of feed_pages. */
-static int wait_for_memory(struct xen_replica *x, uint64_t want, uint64_t deadline, struct error *err)
+static int wait_for_memory(struct xen_replica *x, uint64_t want, uint64_t deadline,
+                           struct error *err)
 {
     char name[CONFIG_NAME_MAX + sizeof(XEN_REPLICA_SUFFIX)];
     xc_dominfo_t info;
@@ -174,8 +180,8 @@ static int wait_for_memory(struct xen_replica *x, uint64_t want, uint64_t deadli
     }
 }
 
-static int check_room(struct xen_replica *x, uint64_t pages, const struct xen_machine *m, const char *profile,
-                      struct error *err)
+static int check_room(struct xen_replica *x, uint64_t pages, const struct xen_machine *m,
+                      const char *profile, struct error *err)
 {
     uint64_t want = xen_machine_present(m);
     char here[VM_PROFILE_MAX + 1];
@@ -186,16 +192,21 @@ static int check_room(struct xen_replica *x, uint64_t pages, const struct xen_ma
     if (xen_profile(&x->domain, here, err) < 0)
         return -1;
     if (strcmp(here, profile) != 0)
-        return error_set(err, "the primary's domain is \"%.100s\", this host can run \"%s\"", profile, here);
+        return error_set(err, "the primary's domain is \"%.100s\", this host can run \"%s\"",
+                         profile, here);
     if (want > x->cfg->memory_bytes / PAGE_SIZE + ROOM_PAGES)
-        return error_set(err, "the domain has %" PRIu64 " MiB, its section here says %" PRIu64 ": make memory equal",
+        return error_set(err,
+                         "the domain has %" PRIu64 " MiB, its section here says %" PRIu64
+                         ": make memory equal",
                          want >> 8, x->cfg->memory_bytes >> 20);
     if (xc_physinfo(x->domain.xc, &physical) < 0)
         return error_set(err, "Xen's memory: %s", strerror(errno));
     if (physical.free_pages < want + XEN_KEEPS_PAGES)
-        return error_set(err, "the replica needs %" PRIu64 " MiB, Xen has %" PRIu64 " MiB free: give dom0 less "
-                         "(dom0_mem=) or end a domain", (want + XEN_KEEPS_PAGES) >> 8,
-                         (uint64_t)physical.free_pages >> 8);
+        return error_set(err,
+                         "the replica needs %" PRIu64 " MiB, Xen has %" PRIu64
+                         " MiB free: give dom0 less "
+                         "(dom0_mem=) or end a domain",
+                         (want + XEN_KEEPS_PAGES) >> 8, (uint64_t)physical.free_pages >> 8);
     return 0;
 }
 
@@ -205,7 +216,8 @@ static int check_unused(struct xen_replica *x, struct error *err)
     char name[CONFIG_NAME_MAX + sizeof(XEN_REPLICA_SUFFIX)];
 
     if (xen_domain_find(&x->domain, x->cfg->name))
-        return error_set(err, "domain \"%s\" itself runs on this host: it cannot hold its own replica",
+        return error_set(err,
+                         "domain \"%s\" itself runs on this host: it cannot hold its own replica",
                          x->cfg->name);
     snprintf(name, sizeof(name), "%s" XEN_REPLICA_SUFFIX, x->cfg->name);
     x->domain.id = xen_domain_find(&x->domain, name);
@@ -270,12 +282,13 @@ static int prepare(struct xen_replica *x, const struct xen_machine *m, struct er
     if (!x->replica.memory)
         return -1;
     for (unsigned i = 0; i < m->range_count; i++)
-        memset(x->replica.memory + m->ranges[i].first * PAGE_SIZE, 0, m->ranges[i].count * PAGE_SIZE);
+        memset(x->replica.memory + m->ranges[i].first * PAGE_SIZE, 0,
+               m->ranges[i].count * PAGE_SIZE);
     return 0;
 }
 
-static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_t pages, const char *profile,
-                        const struct buffer *description, struct error *err)
+static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_t pages,
+                        const char *profile, const struct buffer *description, struct error *err)
 {
     struct xen_replica *x = calloc(1, sizeof(*x));
     struct xen_machine machine;
@@ -285,7 +298,10 @@ static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_
         return error_set(err, "no memory");
     *x = (struct xen_replica){
         .replica = {.ops = &xen_replica_ops, .pages = pages},
-        .cfg = cfg, .stream = -1, .answer = -1, .log = -1,
+        .cfg = cfg,
+        .stream = -1,
+        .answer = -1,
+        .log = -1,
     };
     if (xen_domain_connect(&x->domain, err) < 0) {
         free(x);

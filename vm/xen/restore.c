@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * remus-xen-restore NAME: has libxl restore a domain from the migration stream on stdin, under the configuration
- * (libxl's JSON) on descriptor 3, as NAME--replica; at the end of the stream it becomes NAME and runs, and
- * "running" goes to stdout.  Whatever fails is said on stderr, and the domain is gone.
+ * remus-xen-restore NAME: has libxl restore a domain from the migration stream on stdin, under the
+ * configuration (libxl's JSON) on descriptor 3, as NAME--replica; at the end of the stream it
+ * becomes NAME and runs, and "running" goes to stdout.  Whatever fails is said on stderr, and the
+ * domain is gone.
  *
- * A program of its own, because libxl takes hold of signals and children, and because this domain must not
- * outlive a remus-backupd that dies: its stream ends too early then.
+ * A program of its own, because libxl takes hold of signals and children, and because this domain
+ * must not outlive a remus-backupd that dies: its stream ends too early then.
  */
 #include <libxl.h>
 #include <libxl_utils.h>
@@ -65,7 +66,8 @@ int main(int argc, char **argv)
     rc = libxl_domain_create_restore(ctx, &config, &domid, STDIN_FILENO, -1, &params, NULL, NULL);
     if (rc)
         return fail("the domain could not be restored", rc);
-    if ((rc = libxl_domain_rename(ctx, domid, name, argv[1])) || (rc = libxl_domain_unpause(ctx, domid, NULL))) {
+    if ((rc = libxl_domain_rename(ctx, domid, name, argv[1])) ||
+        (rc = libxl_domain_unpause(ctx, domid, NULL))) {
         libxl_domain_destroy(ctx, domid, NULL);
         return fail("the restored domain does not run", rc);
     }

@@ -12,7 +12,7 @@
 #define LIBXL_LIBXC_CONTEXT 1
 #define LIBXC_ID 0x58454e46u /* "XENF" */
 #define LIBXC_VERSION_3 3
-#define LIBXC_HVM 2          /* of the domain header: PVH too */
+#define LIBXC_HVM 2 /* of the domain header: PVH too */
 #define PAGE_SHIFT 12
 #define XALLOC (UINT64_C(0xe) << 60)
 #define IMAGE_HEADER 24
@@ -47,7 +47,8 @@ int stream_put_begin(struct buffer *b)
 
     return buffer_append(b, &ident, sizeof(ident)) || buffer_append(b, &version, sizeof(version)) ||
                    put_u32(b, 0) || put_u32(b, LIBXL_LIBXC_CONTEXT) || put_u32(b, 0)
-               ? -1 : 0;
+               ? -1
+               : 0;
 }
 
 int stream_put_head(struct buffer *b, unsigned xen_major, unsigned xen_minor)
@@ -59,7 +60,8 @@ int stream_put_head(struct buffer *b, unsigned xen_major, unsigned xen_minor)
                    buffer_append(b, &version, sizeof(version)) || put_u64(b, 0) ||
                    put_u32(b, LIBXC_HVM) || put_u32(b, PAGE_SHIFT) || put_u32(b, xen_major) ||
                    put_u32(b, xen_minor)
-               ? -1 : 0;
+               ? -1
+               : 0;
 }
 
 int stream_put_record(struct buffer *b, enum stream_record type, const void *body, size_t len)
@@ -68,12 +70,14 @@ int stream_put_record(struct buffer *b, enum stream_record type, const void *bod
 
     return put_u32(b, type) || put_u32(b, (uint32_t)len) || (len && buffer_append(b, body, len)) ||
                    buffer_append(b, zeros, padding(len))
-               ? -1 : 0;
+               ? -1
+               : 0;
 }
 
 int stream_put_pages(struct buffer *b, uint64_t first, unsigned count)
 {
-    if (put_u32(b, STREAM_PAGE_DATA) || put_u32(b, 8 + 8 * count) || put_u32(b, count) || put_u32(b, 0))
+    if (put_u32(b, STREAM_PAGE_DATA) || put_u32(b, 8 + 8 * count) || put_u32(b, count) ||
+        put_u32(b, 0))
         return -1;
     for (unsigned i = 0; i < count; i++)
         if (put_u64(b, XALLOC | (first + i)))
@@ -105,8 +109,10 @@ int xen_machine_put(struct buffer *b, const struct xen_machine *m)
         wire_put_uint(&w, m->ranges[i].count, 8);
     }
     b->len += len;
-    return buffer_append(b, m->head, m->head_length) || buffer_append(b, m->config, m->config_length) ? -1
-                                                                                                     : 0;
+    return buffer_append(b, m->head, m->head_length) ||
+                   buffer_append(b, m->config, m->config_length)
+               ? -1
+               : 0;
 }
 
 uint64_t xen_machine_present(const struct xen_machine *m)
@@ -143,7 +149,8 @@ static int walk(const uint8_t *data, size_t len, uint32_t want, struct error *er
 
 static int check_head(const uint8_t *data, size_t len, struct error *err)
 {
-    const uint32_t all = 1u << STREAM_CPUID_POLICY | 1u << STREAM_MSR_POLICY | 1u << STREAM_STATIC_DATA_END;
+    const uint32_t all =
+        1u << STREAM_CPUID_POLICY | 1u << STREAM_MSR_POLICY | 1u << STREAM_STATIC_DATA_END;
     struct buffer want = {0};
     int found = -1;
 
@@ -152,7 +159,8 @@ static int check_head(const uint8_t *data, size_t len, struct error *err)
         memcmp(data, want.data, IMAGE_HEADER + 8) != 0)
         error_set(err, "the image header is none of a PVH domain");
     else
-        found = walk(data + IMAGE_HEADER + DOMAIN_HEADER, len - IMAGE_HEADER - DOMAIN_HEADER, all, err);
+        found =
+            walk(data + IMAGE_HEADER + DOMAIN_HEADER, len - IMAGE_HEADER - DOMAIN_HEADER, all, err);
     buffer_free(&want);
     if (found < 0)
         return -1;
@@ -176,8 +184,11 @@ static int get_ranges(struct xen_machine *m, struct wire_reader *r, size_t len, 
         range->count = wire_get_u64(r);
         if (range->first < end || range->count == 0 || range->first >= m->pages ||
             range->count > m->pages - range->first)
-            return error_set(err, "range %u of pages, %" PRIu64 " from %" PRIu64 " on, is not in order or not below"
-                             " %" PRIu64, i, range->count, range->first, m->pages);
+            return error_set(err,
+                             "range %u of pages, %" PRIu64 " from %" PRIu64
+                             " on, is not in order or not below"
+                             " %" PRIu64,
+                             i, range->count, range->first, m->pages);
         end = range->first + range->count;
     }
     return 0;
@@ -192,16 +203,20 @@ int xen_machine_get(struct xen_machine *m, const uint8_t *data, size_t len, stru
     ranges = wire_get_u32(&r);
     m->head_length = wire_get_u32(&r);
     m->config_length = wire_get_u32(&r);
-    if (r.failed || magic != MACHINE_MAGIC || version != MACHINE_VERSION || m->pages > STREAM_PFN_MAX)
-        return error_set(err, "%zu octets that are no description of a Xen domain of version %u", len,
-                         MACHINE_VERSION);
+    if (r.failed || magic != MACHINE_MAGIC || version != MACHINE_VERSION ||
+        m->pages > STREAM_PFN_MAX)
+        return error_set(err, "%zu octets that are no description of a Xen domain of version %u",
+                         len, MACHINE_VERSION);
     if (get_ranges(m, &r, ranges, err) < 0)
         return error_prefix(err, "description of the domain");
     m->head = wire_get(&r, m->head_length);
     m->config = (const char *)wire_get(&r, m->config_length);
     if (!wire_reader_ok(&r) || m->config_length == 0 || memchr(m->config, '\0', m->config_length))
-        return error_set(err, "description of the domain: its lengths do not add up to %zu octets", len);
-    return check_head(m->head, m->head_length, err) < 0 ? error_prefix(err, "description of the domain") : 0;
+        return error_set(err, "description of the domain: its lengths do not add up to %zu octets",
+                         len);
+    return check_head(m->head, m->head_length, err) < 0
+               ? error_prefix(err, "description of the domain")
+               : 0;
 }
 
 void xen_machine_free(struct xen_machine *m)

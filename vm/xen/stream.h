@@ -1,16 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * Xen's migration stream, as far as it is needed to have a domain restored: written from docs/specs/
- * libxl-migration-stream.pandoc (version 2) and libxc-migration-stream.pandoc (version 3) of Xen 4.17.  Pure, and
- * without Xen's headers.
+ * Xen's migration stream, as far as it is needed to have a domain restored: written from
+ * docs/specs/ libxl-migration-stream.pandoc (version 2) and libxc-migration-stream.pandoc (version
+ * 3) of Xen 4.17.  Pure, and without Xen's headers.
  *
  *     libxl header, LIBXC_CONTEXT          stream_put_begin
  *     head: libxc image and domain header,
- *           CPUID and MSR policy,          stream_put_head, stream_put_record: made on the primary, once
- *           STATIC_DATA_END
- *     PAGE_DATA: which pages there are     stream_put_pages
- *     TSC_INFO, HVM_CONTEXT, HVM_PARAMS    stream_put_record: the machine state of a checkpoint
- *     END, libxl END                       stream_put_end
+ *           CPUID and MSR policy,          stream_put_head, stream_put_record: made on the primary,
+ * once STATIC_DATA_END PAGE_DATA: which pages there are     stream_put_pages TSC_INFO, HVM_CONTEXT,
+ * HVM_PARAMS    stream_put_record: the machine state of a checkpoint END, libxl END stream_put_end
  *
  * PAGE_DATA has no data: type XALLOC only populates, the content is written by other means.
  *
@@ -36,7 +34,7 @@ enum stream_record {
     STREAM_MSR_POLICY = 18,
 };
 
-#define STREAM_PAGES_MAX 1024u   /* in one PAGE_DATA */
+#define STREAM_PAGES_MAX 1024u /* in one PAGE_DATA */
 #define STREAM_PFN_MAX (UINT64_C(1) << 52)
 
 /* Pages that are there. */
@@ -53,12 +51,12 @@ struct xen_range {
  * in network byte order.
  */
 struct xen_machine {
-    uint64_t pages;              /* numbers of pages are below this */
+    uint64_t pages; /* numbers of pages are below this */
     struct xen_range *ranges;
     unsigned range_count;
     const uint8_t *head;
     size_t head_length;
-    const char *config;          /* libxl's JSON, config_length octets */
+    const char *config; /* libxl's JSON, config_length octets */
     size_t config_length;
 };
 
@@ -74,13 +72,14 @@ int xen_machine_put(struct buffer *b, const struct xen_machine *m);
 uint64_t xen_machine_present(const struct xen_machine *m);
 
 /*
- * Checks everything that is ours to check (R10); what is in the policies and in the config, libxl and libxc do.
- * `data' must last as long as m.  xen_machine_free in any case.
+ * Checks everything that is ours to check (R10); what is in the policies and in the config, libxl
+ * and libxc do. `data' must last as long as m.  xen_machine_free in any case.
  */
 int xen_machine_get(struct xen_machine *m, const uint8_t *data, size_t len, struct error *err);
 void xen_machine_free(struct xen_machine *m);
 
-/* Is this a checkpoint's machine state: TSC_INFO, HVM_CONTEXT and HVM_PARAMS, once each and whole? */
+/* Is this a checkpoint's machine state: TSC_INFO, HVM_CONTEXT and HVM_PARAMS, once each and whole?
+ */
 int stream_check_state(const uint8_t *data, size_t len, struct error *err);
 
 #endif

@@ -20,26 +20,31 @@
 #include "domain.h"
 #include "xen.h"
 
-#define SUSPEND_NS (60 * NS_PER_S)   /* for a guest to suspend itself: it does not while it shuts down */
-#define POLL_MS 20 /* between looks, should a watch be missed; more often takes the processor from the guest */
-#define PROBE_AT_ONCE 1024u          /* pages: Xen's maximum */
+#define SUSPEND_NS                                                                                 \
+    (60 * NS_PER_S) /* for a guest to suspend itself: it does not while it shuts down */
+#define POLL_MS                                                                                    \
+    20 /* between looks, should a watch be missed; more often takes the processor from the guest   \
+        */
+#define PROBE_AT_ONCE 1024u             /* pages: Xen's maximum */
 #define SPECIAL_PAGES UINT64_C(0xfc000) /* where libxl puts a PVH domain's tables and rings */
 #define SPECIAL_END UINT64_C(0x100000)
-#define ROOM_PAGES 1024u             /* that a domain may have beyond its memory = : ring pages, tables */
+#define ROOM_PAGES 1024u /* that a domain may have beyond its memory = : ring pages, tables */
 #define SUSPEND_WATCH "@releaseDomain" /* fires when a domain has suspended, too */
 
 struct xen_vm {
     struct vm vm;
     struct xen_domain domain;
-    uint64_t nr_pages;                 /* as Xen counts them, when the memory was mapped */
+    const struct vm_config *cfg;
+    uint64_t nr_pages; /* as Xen counts them, when the memory was mapped */
     struct bitmap present;
-    bool scanned;                      /* once, so that log-dirty mode knows all since */
+    bool scanned; /* once, so that log-dirty mode knows all since */
+    bool stale;          /* what is mapped is not what the domain has */
     bool suspended;
-    bool late;                         /* a request that we gave up was taken up by the guest */
-    char control[64];                  /* xenstore path of control/shutdown */
-    char marker[128];                  /* file that says that log-dirty mode is ours */
-    struct buffer params;              /* HVM_PARAMS, the same for the domain's life */
-    xc_hypercall_buffer_t dirty;       /* one bit a page */
+    bool late;                   /* a request that we gave up was taken up by the guest */
+    char control[64];            /* xenstore path of control/shutdown */
+    char marker[128];            /* file that says that log-dirty mode is ours */
+    struct buffer params;        /* HVM_PARAMS, the same for the domain's life */
+    xc_hypercall_buffer_t dirty; /* one bit a page */
 };
 
 static struct xen_vm *of(struct vm *vm)
@@ -88,8 +93,8 @@ struct probe {
 };
 
 /* Looks at the pages from `at' up to `end', until all that Xen counts are found. */
-static int probe_pages(struct xen_vm *v, struct probe *p, uint64_t at, uint64_t end, struct xen_machine *m,
-                       struct error *err)
+static int probe_pages(struct xen_vm *v, struct probe *p, uint64_t at, uint64_t end,
+                       struct xen_machine *m, struct error *err)
 {
     for (uint64_t n; at < end && xen_machine_present(m) < v->nr_pages; at += n) {
         n = end - at < PROBE_AT_ONCE ? end - at : PROBE_AT_ONCE;
@@ -120,9 +125,10 @@ static int by_first(const void *a, const void *b)
 }
 
 /*
- * Asks for the type of each number that a page may have, as libxc does for a migration: a page that Xen lent to the
- * domain (shared info, grant table) counts as none.  libxc has no public call for it.  The special pages lie high below
- * 4 GiB, far from the rest: with them first, the end of the memory is the end of the search.
+ * Asks for the type of each number that a page may have, as libxc does for a migration: a page that
+ * Xen lent to the domain (shared info, grant table) counts as none.  libxc has no public call for
+ * it.  The special pages lie high below 4 GiB, far from the rest: with them first, the end of the
+ * memory is the end of the search.
  */
 static int find_pages(struct xen_vm *v, struct xen_machine *m, struct error *err)
 {
@@ -150,7 +156,8 @@ static int find_pages(struct xen_vm *v, struct xen_machine *m, struct error *err
         xencall_free_buffer(p.call, p.ctl);
     xencall_close(p.call);
     if (rc == 0 && xen_machine_present(m) != v->nr_pages)
-        return error_set(err, "%" PRIu64 " pages found, Xen counts %" PRIu64, xen_machine_present(m), v->nr_pages);
+        return error_set(err, "%" PRIu64 " pages found, Xen counts %" PRIu64,
+                         xen_machine_present(m), v->nr_pages);
     return rc;
 }
 
@@ -166,7 +173,8 @@ static int put_policy(struct xen_vm *v, struct buffer *head, struct error *err)
         leaves = calloc(leaf_count, sizeof(*leaves));
         msrs = calloc(msr_count, sizeof(*msrs));
         if (leaves && msrs && xc_cpu_policy_get_domain(v->domain.xc, v->domain.id, policy) == 0)
-            rc = xc_cpu_policy_serialise(v->domain.xc, policy, leaves, &leaf_count, msrs, &msr_count);
+            rc = xc_cpu_policy_serialise(v->domain.xc, policy, leaves, &leaf_count, msrs,
+                                         &msr_count);
     }
     if (policy)
         xc_cpu_policy_destroy(policy);
@@ -175,19 +183,32 @@ static int put_policy(struct xen_vm *v, struct buffer *head, struct error *err)
     return stream_put_record(head, STREAM_CPUID_POLICY, leaves, leaf_count * sizeof(*leaves)) ||
                    stream_put_record(head, STREAM_MSR_POLICY, msrs, msr_count * sizeof(*msrs)) ||
                    stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0)
-               ? error_set(err, "no memory") : 0;
+               ? error_set(err, "no memory")
+               : 0;
 }
 
 static int put_params(struct xen_vm *v, struct error *err)
 {
     static const uint32_t wanted[] = {
-        HVM_PARAM_STORE_PFN, HVM_PARAM_IOREQ_PFN, HVM_PARAM_BUFIOREQ_PFN, HVM_PARAM_PAGING_RING_PFN,
-        HVM_PARAM_MONITOR_RING_PFN, HVM_PARAM_SHARING_RING_PFN, HVM_PARAM_VM86_TSS_SIZED,
-        HVM_PARAM_CONSOLE_PFN, HVM_PARAM_ACPI_IOPORTS_LOCATION, HVM_PARAM_VIRIDIAN, HVM_PARAM_IDENT_PT,
-        HVM_PARAM_VM_GENERATION_ID_ADDR, HVM_PARAM_IOREQ_SERVER_PFN, HVM_PARAM_NR_IOREQ_SERVER_PAGES,
-        HVM_PARAM_X87_FIP_WIDTH, HVM_PARAM_MCA_CAP,
+        HVM_PARAM_STORE_PFN,
+        HVM_PARAM_IOREQ_PFN,
+        HVM_PARAM_BUFIOREQ_PFN,
+        HVM_PARAM_PAGING_RING_PFN,
+        HVM_PARAM_MONITOR_RING_PFN,
+        HVM_PARAM_SHARING_RING_PFN,
+        HVM_PARAM_VM86_TSS_SIZED,
+        HVM_PARAM_CONSOLE_PFN,
+        HVM_PARAM_ACPI_IOPORTS_LOCATION,
+        HVM_PARAM_VIRIDIAN,
+        HVM_PARAM_IDENT_PT,
+        HVM_PARAM_VM_GENERATION_ID_ADDR,
+        HVM_PARAM_IOREQ_SERVER_PFN,
+        HVM_PARAM_NR_IOREQ_SERVER_PAGES,
+        HVM_PARAM_X87_FIP_WIDTH,
+        HVM_PARAM_MCA_CAP,
     };
-    uint64_t body[1 + 2 * sizeof(wanted) / sizeof(*wanted)] = {0}; /* count u32 | 0 | (index, value) */
+    uint64_t body[1 + 2 * sizeof(wanted) / sizeof(*wanted)] = {
+        0}; /* count u32 | 0 | (index, value) */
     size_t n = 0;
 
     for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); i++) {
@@ -202,7 +223,9 @@ static int put_params(struct xen_vm *v, struct error *err)
         n++;
     }
     body[0] = n;
-    return stream_put_record(&v->params, STREAM_HVM_PARAMS, body, 8 + 16 * n) < 0 ? error_set(err, "no memory") : 0;
+    return stream_put_record(&v->params, STREAM_HVM_PARAMS, body, 8 + 16 * n) < 0
+               ? error_set(err, "no memory")
+               : 0;
 }
 
 /* R1: what the vif sends has one way out of its bridge, the port's. */
@@ -220,7 +243,9 @@ static int check_bridge(const struct vm_config *cfg, struct error *err)
         return error_set(err, "guest-bridge %s: no such bridge", cfg->guest_bridge);
     while ((entry = readdir(dir)))
         if (entry->d_name[0] != '.' && strcmp(entry->d_name, port) != 0 && vifs++) {
-            error_set(err, "guest-bridge %s has more than one interface besides %s: packets would get past remusd",
+            error_set(err,
+                      "guest-bridge %s has more than one interface besides %s: packets would get "
+                      "past remusd",
                       cfg->guest_bridge, port);
             closedir(dir);
             return -1;
@@ -229,35 +254,43 @@ static int check_bridge(const struct vm_config *cfg, struct error *err)
     return 0;
 }
 
-static int check_vif(const struct vm_config *cfg, const libxl_domain_config *config, struct error *err)
+static int check_vif(const struct vm_config *cfg, const libxl_domain_config *config,
+                     struct error *err)
 {
     const libxl_device_nic *nic = config->nics;
 
     if (config->num_nics == 0)
         return !*cfg->tap ? 0 : error_set(err, "it has no vif, but its section a tap");
     if (!*cfg->tap)
-        return error_set(err, "it has a vif, whose packets must be held: set tap, mac and guest-bridge");
+        return error_set(err,
+                         "it has a vif, whose packets must be held: set tap, mac and guest-bridge");
     if (config->num_nics > 1)
         return error_set(err, "it has %d vifs, one at most can be held", config->num_nics);
     if (!nic->bridge || strcmp(nic->bridge, cfg->guest_bridge) != 0)
-        return error_set(err, "its vif is on bridge %s: put it on guest-bridge = %s", nic->bridge ? nic->bridge : "?",
-                         cfg->guest_bridge);
+        return error_set(err, "its vif is on bridge %s: put it on guest-bridge = %s",
+                         nic->bridge ? nic->bridge : "?", cfg->guest_bridge);
     return check_bridge(cfg, err);
 }
 
 /* Only what we can keep the promises for. */
-static int check_config(const struct vm_config *cfg, const libxl_domain_config *config, struct error *err)
+static int check_config(const struct vm_config *cfg, const libxl_domain_config *config,
+                        struct error *err)
 {
     if (config->c_info.type == LIBXL_DOMAIN_TYPE_PV)
-        return error_set(err, "it is a PV domain: its memory cannot be tracked on this Xen, which is built without "
-                         "CONFIG_SHADOW_PAGING; use type = \"pvh\" in its configuration");
+        return error_set(
+            err,
+            "it is a PV domain: its memory cannot be tracked on this Xen, which is built without "
+            "CONFIG_SHADOW_PAGING; use type = \"pvh\" in its configuration");
     if (config->c_info.type != LIBXL_DOMAIN_TYPE_PVH)
-        return error_set(err, "it is an HVM domain, whose device model is not replicated; use type = \"pvh\" in its "
-                         "configuration");
+        return error_set(
+            err,
+            "it is an HVM domain, whose device model is not replicated; use type = \"pvh\" in its "
+            "configuration");
     if (check_vif(cfg, config, err) < 0)
         return -1;
     if (config->num_disks)
-        return error_set(err, "it has a disk, which would not be replicated together with its memory");
+        return error_set(err,
+                         "it has a disk, which would not be replicated together with its memory");
     if (config->num_pcidevs || config->num_p9s || config->num_vtpms || config->num_usbctrls ||
         config->num_pvcallsifs || config->num_vdispls || config->num_vsnds)
         return error_set(err, "it has devices that cannot be replicated");
@@ -275,17 +308,18 @@ static char *get_config(struct xen_vm *v, const struct vm_config *cfg, struct er
     libxl_domain_config_init(&config);
     if (libxl_retrieve_domain_configuration(ctx, v->domain.id, &config, NULL))
         error_set(err, "libxl does not tell the domain's configuration: was it made by xl?");
-    else if (check_config(cfg, &config, err) == 0 && !(text = libxl_domain_config_to_json(ctx, &config)))
+    else if (check_config(cfg, &config, err) == 0 &&
+             !(text = libxl_domain_config_to_json(ctx, &config)))
         error_set(err, "no memory");
     libxl_domain_config_dispose(&config);
     libxl_ctx_free(ctx);
     return text;
 }
 
-static int describe(struct xen_vm *v, const struct vm_config *cfg, struct xen_machine *m, struct error *err)
+static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer head = {0};
-    cleanup_free char *config = get_config(v, cfg, err);
+    cleanup_free char *config = get_config(v, v->cfg, err);
     unsigned major, minor;
 
     if (!config)
@@ -301,6 +335,30 @@ static int describe(struct xen_vm *v, const struct vm_config *cfg, struct xen_ma
     m->config_length = strlen(config);
     buffer_clear(&v->vm.description);
     return xen_machine_put(&v->vm.description, m) < 0 ? error_set(err, "no memory") : 0;
+}
+
+static void unmap_memory(struct xen_vm *v)
+{
+    if (v->vm.memory)
+        munmap((void *)v->vm.memory, v->vm.pages * PAGE_SIZE);
+    v->vm.memory = NULL;
+}
+
+/* All the pages that the domain has now, and a description to go with them. */
+static int map_memory(struct xen_vm *v, struct error *err)
+{
+    struct xen_machine m = {.pages = v->vm.pages};
+    int rc = -1;
+
+    bitmap_clear_all(&v->present);
+    if (find_pages(v, &m, err) == 0 && describe(v, &m, err) == 0) {
+        for (unsigned i = 0; i < m.range_count; i++)
+            bitmap_set_range(&v->present, m.ranges[i].first, m.ranges[i].count);
+        v->vm.memory = xen_domain_map(&v->domain, m.pages, m.ranges, m.range_count, false, err);
+        rc = v->vm.memory ? 0 : -1;
+    }
+    xen_machine_free(&m);
+    return rc;
 }
 
 /* --- dirty pages --- */
@@ -319,9 +377,11 @@ static int start_tracking(struct xen_vm *v, struct error *err)
     }
     if (xc_shadow_control(d->xc, d->id, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0) < 0)
         return errno == EINVAL || errno == EEXIST
-                   ? error_set(err, "something else tracks the domain's pages: a migration, xl save or xl remus")
-               : errno == EOPNOTSUPP ? error_set(err, "this Xen has no log-dirty mode for the domain")
-                                     : error_set(err, "log-dirty mode: %s", strerror(errno));
+                   ? error_set(err, "something else tracks the domain's pages: a migration, xl "
+                                    "save or xl remus")
+               : errno == EOPNOTSUPP
+                   ? error_set(err, "this Xen has no log-dirty mode for the domain")
+                   : error_set(err, "log-dirty mode: %s", strerror(errno));
     f = fopen(v->marker, "we");
     if (f) {
         fprintf(f, "%u\n", d->id);
@@ -335,7 +395,8 @@ static int allocate_dirty(struct xen_vm *v)
     DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
     size_t octets = (v->vm.pages + 63) / 64 * 8;
 
-    map = xc_hypercall_buffer_alloc_pages(v->domain.xc, map, (int)((octets + PAGE_SIZE - 1) / PAGE_SIZE));
+    map = xc_hypercall_buffer_alloc_pages(v->domain.xc, map,
+                                          (int)((octets + PAGE_SIZE - 1) / PAGE_SIZE));
     return map ? 0 : -1;
 }
 
@@ -347,11 +408,13 @@ static int vm_scan(struct vm *vm, struct bitmap *dirty, struct error *err)
 
     if (!xen_domain_info(&v->domain, &info))
         return error_set(err, "the domain is gone");
-    if (info.nr_pages != v->nr_pages)
-        return error_set(err, "the domain had %" PRIu64 " pages and now has %lu: ballooning is not followed",
+    if (info.nr_pages != v->nr_pages || v->stale) {
+        v->stale = vm->unwilling = true;
+        return error_set(err, "the domain had %" PRIu64 " pages and now has %lu: it was ballooned",
                          v->nr_pages, info.nr_pages);
-    if (xc_logdirty_control(v->domain.xc, v->domain.id, XEN_DOMCTL_SHADOW_OP_CLEAN, HYPERCALL_BUFFER(map), vm->pages,
-                            0, NULL) < 0)
+    }
+    if (xc_logdirty_control(v->domain.xc, v->domain.id, XEN_DOMCTL_SHADOW_OP_CLEAN,
+                            HYPERCALL_BUFFER(map), vm->pages, 0, NULL) < 0)
         return error_set(err, "the domain's dirty pages: %s", strerror(errno));
     for (uint64_t w = 0; w < (vm->pages + 63) / 64; w++)
         dirty->words[w] |= (v->scanned ? map[w] : UINT64_MAX) & v->present.words[w];
@@ -366,7 +429,8 @@ static int resume_domain(struct xen_vm *v, struct error *err)
     if (xc_domain_resume(v->domain.xc, v->domain.id, 1) < 0)
         return error_set(err, "the domain does not resume: %s", strerror(errno));
     v->suspended = false;
-    xs_resume_domain(v->domain.xs, v->domain.id); /* or xenstored never says again that it has shut down */
+    xs_resume_domain(v->domain.xs,
+                     v->domain.id); /* or xenstored never says again that it has shut down */
     return 0;
 }
 
@@ -410,9 +474,11 @@ static int wait_suspended(struct xen_vm *v, struct error *err)
             deadline = clock_ns() + SUSPEND_NS;
         if (clock_ns() > deadline) {
             if (!taken_up && take_back(v))
-                return error_set(err, "the guest does not answer a request to suspend within %d s: does its kernel "
-                                 "support it (CONFIG_HIBERNATE_CALLBACKS, control/platform-feature...)?",
-                                 (int)(SUSPEND_NS / NS_PER_S));
+                return error_set(
+                    err,
+                    "the guest does not answer a request to suspend within %d s: does its kernel "
+                    "support it (CONFIG_HIBERNATE_CALLBACKS)?",
+                    (int)(SUSPEND_NS / NS_PER_S));
             v->late = taken_up;
             if (taken_up)
                 return error_set(err, "the guest has begun to suspend and does not end it");
@@ -427,7 +493,8 @@ static int wait_suspended(struct xen_vm *v, struct error *err)
     }
 }
 
-/* The operator's request to shut down that the guest has not taken up yet must not be overwritten (R7). */
+/* The operator's request to shut down that the guest has not taken up yet must not be overwritten
+ * (R7). */
 static int request_suspend(struct xen_vm *v, struct error *err)
 {
     uint64_t deadline = clock_ns() + SUSPEND_NS;
@@ -438,7 +505,8 @@ static int request_suspend(struct xen_vm *v, struct error *err)
         cleanup_free char *value = xs_read(v->domain.xs, t, v->control, &len);
         bool others = value && *value && strcmp(value, "suspend") != 0;
 
-        if (!t || (!others && !xs_write(v->domain.xs, t, v->control, "suspend", strlen("suspend")))) {
+        if (!t ||
+            (!others && !xs_write(v->domain.xs, t, v->control, "suspend", strlen("suspend")))) {
             xs_transaction_end(v->domain.xs, t, true);
             return error_set(err, "%s: %s", v->control, strerror(errno));
         }
@@ -457,10 +525,14 @@ static int vm_suspend(struct vm *vm, struct error *err)
     struct xen_vm *v = of(vm);
     xc_dominfo_t info;
 
-    if (xen_domain_info(&v->domain, &info) && is_suspended(&info))
-        return error_set(err, "somebody else has suspended the domain: xl save, xl migrate or xl remus");
-    if (request_suspend(v, err) < 0 || wait_suspended(v, err) < 0)
+    vm->unwilling = xen_domain_info(&v->domain, &info) && is_suspended(&info);
+    if (vm->unwilling)
+        return error_set(err,
+                         "somebody else has suspended the domain: xl save, xl migrate or xl remus");
+    if (request_suspend(v, err) < 0 || wait_suspended(v, err) < 0) {
+        vm->unwilling = xen_domain_health(&v->domain) == VM_ALIVE;
         return -1;
+    }
     v->suspended = true;
     return 0;
 }
@@ -483,20 +555,23 @@ static int vm_save_state(struct vm *vm, struct buffer *state, struct error *err)
     static const uint8_t zeros[8];
 
     if (len <= 0 || (unsigned)len > VM_STATE_MAX ||
-        xc_domain_get_tsc_info(v->domain.xc, v->domain.id, &tsc.mode, &tsc.nsec, &tsc.khz, &tsc.incarnation) < 0)
+        xc_domain_get_tsc_info(v->domain.xc, v->domain.id, &tsc.mode, &tsc.nsec, &tsc.khz,
+                               &tsc.incarnation) < 0)
         return error_set(err, "the processors' state: %s", strerror(errno));
     if (stream_put_record(state, STREAM_TSC_INFO, &tsc, sizeof(tsc)) < 0 ||
         buffer_reserve(state, sizeof(header) + (size_t)len + 8) < 0)
         return error_set(err, "no memory");
-    len = xc_domain_hvm_getcontext(v->domain.xc, v->domain.id, state->data + state->len + sizeof(header),
-                                   (uint32_t)len);
+    len = xc_domain_hvm_getcontext(v->domain.xc, v->domain.id,
+                                   state->data + state->len + sizeof(header), (uint32_t)len);
     if (len < 0)
         return error_set(err, "the processors' state: %s", strerror(errno));
     header[1] = (uint32_t)len;
     memcpy(state->data + state->len, header, sizeof(header));
     state->len += sizeof(header) + (size_t)len;
-    return buffer_append(state, zeros, -(size_t)len & 7) || buffer_append(state, v->params.data, v->params.len)
-               ? error_set(err, "no memory") : 0;
+    return buffer_append(state, zeros, -(size_t)len & 7) ||
+                   buffer_append(state, v->params.data, v->params.len)
+               ? error_set(err, "no memory")
+               : 0;
 }
 
 /* --- begin and end --- */
@@ -505,12 +580,11 @@ static void let_go(struct xen_vm *v)
 {
     DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
 
-    if (v->vm.memory)
-        munmap((void *)v->vm.memory, v->vm.pages * PAGE_SIZE);
-    v->vm.memory = NULL;
+    unmap_memory(v);
     if (map)
         xc_hypercall_buffer_free_pages(v->domain.xc, map,
-                                       (int)(((v->vm.pages + 63) / 64 * 8 + PAGE_SIZE - 1) / PAGE_SIZE));
+                                       (int)(((v->vm.pages + 63) / 64 * 8 + PAGE_SIZE - 1) /
+                                             PAGE_SIZE));
     bitmap_free(&v->present);
     buffer_free(&v->params);
     buffer_free(&v->vm.description);
@@ -527,14 +601,14 @@ static void vm_close(struct vm *vm)
     let_go(v);
 }
 
-/* Its processors stop at once, the rest may take a while.  Nothing of it may stay mapped, or it never goes. */
+/* Its processors stop at once, the rest may take a while.  Nothing of it may stay mapped, or it
+ * never goes. */
 static void vm_destroy(struct vm *vm)
 {
     struct xen_vm *v = of(vm);
 
     xc_domain_pause(v->domain.xc, v->domain.id);
-    munmap((void *)vm->memory, vm->pages * PAGE_SIZE);
-    vm->memory = NULL;
+    unmap_memory(v);
     xen_domain_destroy(&v->domain, NULL);
     unlink(v->marker);
     let_go(v);
@@ -545,13 +619,23 @@ static enum vm_health vm_health(struct vm *vm)
     struct xen_vm *v = of(vm);
     xc_dominfo_t info;
 
-    /* It has answered a request that we had given up. */
-    if (v->late && xen_domain_info(&v->domain, &info) && is_suspended(&info) && resume_domain(v, NULL) == 0)
-        v->late = false;
+    if (xen_domain_info(&v->domain, &info)) {
+        /* It has answered a request that we had given up. */
+        if (v->late && is_suspended(&info) && resume_domain(v, NULL) == 0)
+            v->late = false;
+        /* As long as ballooning goes on this fails, and is tried again. */
+        if (v->stale) {
+            unmap_memory(v);
+            v->nr_pages = info.nr_pages;
+            v->scanned = false;
+            v->stale = map_memory(v, NULL) < 0;
+        }
+    }
     return xen_domain_health(&v->domain);
 }
 
-/* Ids of domains are not used again for a long time, and start afresh with the host; so does RUN_DIR. */
+/* Ids of domains are not used again for a long time, and start afresh with the host; so does
+ * RUN_DIR. */
 static uint64_t instance(const xc_dominfo_t *info)
 {
     uint64_t n = 0;
@@ -563,35 +647,27 @@ static uint64_t instance(const xc_dominfo_t *info)
 static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *err)
 {
     struct xen_domain *d = &v->domain;
-    struct xen_machine machine = {0};
     xc_dominfo_t info;
     xen_pfn_t pages;
-    int rc = -1;
 
     if (!xen_domain_info(d, &info))
         return error_set(err, "the domain is gone");
     if (xc_domain_nr_gpfns(d->xc, d->id, &pages) < 0)
         return error_set(err, "the domain's highest page: %s", strerror(errno));
     if (info.nr_pages > cfg->memory_bytes / PAGE_SIZE + ROOM_PAGES)
-        return error_set(err, "it has %lu MiB, its section says %" PRIu64 ": set memory = %lu", info.nr_pages >> 8,
-                         cfg->memory_bytes >> 20, (info.nr_pages + 255) >> 8);
+        return error_set(err, "it has %lu MiB, its section says %" PRIu64 ": set memory = %lu",
+                         info.nr_pages >> 8, cfg->memory_bytes >> 20, (info.nr_pages + 255) >> 8);
     v->vm.instance = instance(&info);
     v->nr_pages = info.nr_pages;
-    v->vm.pages = machine.pages = pages;
+    v->vm.pages = pages;
     if (!xs_watch(d->xs, SUSPEND_WATCH, "suspended"))
         return error_set(err, "xenstore watch: %s", strerror(errno));
     if (bitmap_init(&v->present, pages) < 0 || allocate_dirty(v) < 0)
         return error_set(err, "no memory for %lu pages' bits", (unsigned long)pages);
-    if (find_pages(v, &machine, err) == 0 && describe(v, cfg, &machine, err) == 0 && put_params(v, err) == 0) {
-        for (unsigned i = 0; i < machine.range_count; i++)
-            bitmap_set_range(&v->present, machine.ranges[i].first, machine.ranges[i].count);
-        v->vm.memory = xen_domain_map(d, pages, machine.ranges, machine.range_count, false, err);
-        if (v->vm.memory)
-            rc = start_tracking(v, err);
-    }
-    xen_machine_free(&machine);
+    if (map_memory(v, err) < 0 || put_params(v, err) < 0 || start_tracking(v, err) < 0)
+        return -1;
     /* A daemon that died in mid-epoch left the guest suspended. */
-    return rc == 0 && is_suspended(&info) ? resume_domain(v, err) : rc;
+    return is_suspended(&info) ? resume_domain(v, err) : 0;
 }
 
 static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *err)
@@ -601,6 +677,7 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
     if (!v)
         return error_set(err, "no memory");
     v->vm.ops = &xen_vm_ops;
+    v->cfg = cfg;
     v->vm.attached = true;
     strcpy(v->vm.accelerator, "xen");
     strcpy(v->vm.tracker, "log-dirty");

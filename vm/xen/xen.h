@@ -2,16 +2,18 @@
 /*
  * The Xen platform: a PVH domain that xl runs.  remusd attaches to it, it never starts one.
  *
- * Primary (vm.c): the domain's memory is mapped once, at its place in one piece of address space, and stays
- * mapped; log-dirty mode says what was written; the guest suspends itself, as for `xl save', and goes on.
+ * Primary (vm.c): the domain's memory is mapped once, at its place in one piece of address space,
+ * and stays mapped; log-dirty mode says what was written; the guest suspends itself, as for `xl
+ * save', and goes on.
  *
- * Backup (replica.c): at the handshake libxl begins to restore a domain (restore.c, a program of its own) from a
- * stream (stream.h) that stops ahead of the processors' state.  This domain has its memory, which is mapped here
- * and written by every checkpoint.  Takeover is the rest of the stream.  A stream that ends early, because
- * remus-backupd died, ends the domain: nothing runs without a takeover (R7).
+ * Backup (replica.c): at the handshake libxl begins to restore a domain (restore.c, a program of
+ * its own) from a stream (stream.h) that stops ahead of the processors' state.  This domain has its
+ * memory, which is mapped here and written by every checkpoint.  Takeover is the rest of the
+ * stream.  A stream that ends early, because remus-backupd died, ends the domain: nothing runs
+ * without a takeover (R7).
  *
- * All of it is what libxenctrl, libxenforeignmemory, libxenstore and libxl offer to anybody, and nothing in Xen,
- * dom0 or guest is changed.
+ * All of it is what libxenctrl, libxenforeignmemory, libxenstore and libxl offer to anybody, and
+ * nothing in Xen, dom0 or guest is changed.
  */
 #ifndef REMUS_XEN_H
 #define REMUS_XEN_H
