@@ -776,9 +776,12 @@ static void check_disks(struct standby *s)
 static void recover_disks(struct standby *s, bool activating)
 {
     struct error err;
+    int rc = s->cfg->disk_count ? journal_recover(s->cfg->disks, s->cfg->disk_count, activating, &err) : 0;
 
-    if (s->cfg->disk_count && journal_recover(s->cfg->disks, s->cfg->disk_count, activating, &err) < 0)
+    if (rc < 0)
         note(s, "%s", err.text);
+    else if (rc)
+        log_info(s->cfg->name, "the disks have all that was committed from their journal");
 }
 
 /* A daemon before this one activated the VM: it runs, and its packets need a way out. */

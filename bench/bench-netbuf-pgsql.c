@@ -50,9 +50,9 @@ static const struct mode {
     const char *name, *services;
     bool protect, active;
 } modes[MODES] = {{"unprotected", "", false, false},
-             {"strict", "", true, false},
-             {"commit", "pgsql:5432", true, true},
-             {"commit-in-transaction", "pgsql:5432", true, false}};
+                  {"strict", "", true, false},
+                  {"commit", "pgsql:5432", true, true},
+                  {"commit-in-transaction", "pgsql:5432", true, false}};
 
 struct client {
     int fd;
@@ -318,7 +318,8 @@ static pid_t start_server(const char *dir, const char *bin)
     pid_t pid;
 
     if (chown(dir, user->pw_uid, user->pw_gid) < 0 ||
-        shell("cd / && setpriv --reuid=%u --regid=%u --clear-groups %s/initdb -D %s/db -A trust -U postgres "
+        shell("cd / && setpriv --reuid=%u --regid=%u --clear-groups %s/initdb -D %s/db -A trust -U "
+              "postgres "
               "-N >%s/log 2>&1 && echo 'host all all 10.77.0.0/24 trust' >>%s/db/pg_hba.conf",
               user->pw_uid, user->pw_gid, bin, dir, dir, dir))
         return -1;
@@ -335,9 +336,10 @@ static pid_t start_server(const char *dir, const char *bin)
               "-cautovacuum=off", (char *)NULL);
         _exit(1);
     }
-    if (shell("for i in $(seq 200); do %s/pg_isready -q -h %s && break; sleep 0.1; done", bin, dir) ||
+    if (shell("for i in $(seq 200); do %s/pg_isready -q -h %s && break; sleep 0.1; done", bin,
+              dir) ||
         shell("%s/psql -q -h %s -U postgres -d postgres -f '" SOURCE_DIR
-              "/tpcc-mix/schema.sql' >/dev/null 2>%s/psql.log",
+              "/netbuf-schema.sql' >/dev/null 2>%s/psql.log",
               bin, dir, dir)) {
         kill(pid, SIGQUIT);
         waitpid(pid, NULL, 0);
@@ -403,12 +405,14 @@ static void run_all(const char *dir, const char *bin)
         fail("a network namespace with a tap: %s", strerror(errno));
         return;
     }
-    if (shell("ip link set lo up && ip address add 10.77.0.2/24 dev guest0 && ip link set guest0 up"))
+    if (shell(
+            "ip link set lo up && ip address add 10.77.0.2/24 dev guest0 && ip link set guest0 up"))
         return;
     server = start_server(dir, bin);
     if (server < 0)
         return;
-    printf("{\"case\": \"setup\", \"interval_ms\": %u, \"ack_ms\": %u, \"statements\": %u, \"server\": "
+    printf("{\"case\": \"setup\", \"interval_ms\": %u, \"ack_ms\": %u, \"statements\": %u, "
+           "\"server\": "
            "\"PostgreSQL, native\", \"simulated\": \"checkpoints: no VM is paused or "
            "copied, an acknowledgement comes ack_ms after its barrier\"}\n",
            INTERVAL_MS, ACK_MS, STATEMENTS((LINES_MIN + LINES_MAX) / 2));

@@ -47,7 +47,8 @@ int gated_tap(const char *name)
 static void *wire(void *arg)
 {
     struct gated *g = arg;
-    struct pollfd fds[] = {{.fd = g->cfg.guest_tap, .events = POLLIN}, {.fd = g->fd, .events = POLLIN}};
+    struct pollfd fds[] = {{.fd = g->cfg.guest_tap, .events = POLLIN},
+                           {.fd = g->fd, .events = POLLIN}};
     uint8_t frame[65600];
     ssize_t n;
 
@@ -130,7 +131,8 @@ static int start(struct gated *g, struct error *err)
     if (g->fd < 0 || bind(g->fd, (struct sockaddr *)&a, sizeof(a)) < 0)
         return error_set(err, "%s: %s", a.sun_path, strerror(errno));
     setsockopt(g->fd, SOL_SOCKET, SO_SNDBUFFORCE, &size, sizeof(size));
-    if (pthread_create(&g->wire, NULL, wire, g) || pthread_create(&g->checkpoints, NULL, checkpoints, g))
+    if (pthread_create(&g->wire, NULL, wire, g) ||
+        pthread_create(&g->checkpoints, NULL, checkpoints, g))
         return error_set(err, "a thread: %s", strerror(EAGAIN));
     g->started = true;
     return 0;

@@ -12,7 +12,8 @@ struct slot {
     uint64_t pfn;
     uint32_t prev, next; /* towards more and less recently used */
     uint32_t round;
-    bool filled; /* or to be filled in this checkpoint */
+    bool filled; /* in this checkpoint or before */
+    bool found;  /* since pfn has the slot */
 };
 
 struct page_cache {
@@ -71,22 +72,6 @@ static uint32_t table_find(const struct page_cache *c, uint64_t pfn)
     return i;
 }
 
-/* Puts a slot that is in no list first; was it filled before this checkpoint? */
-static bool use(struct page_cache *c, uint32_t s, bool filled)
-{
-    bool before = c->slot[s].filled && c->slot[s].round != c->round;
-
-    list_push(c, s);
-    c->slot[s].round = c->round;
-    c->slot[s].filled = filled;
-    return before;
-}
-
-static uint8_t *place(const struct page_cache *c, uint32_t s)
-{
-    return c->memory + (size_t)(s - 1) * c->bytes;
-}
-
 uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled)
 {
     uint32_t i = table_find(c, pfn), s = c->table[i];
@@ -95,6 +80,11 @@ uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_
     if (recycled)
         *recycled = UINT64_MAX;
     if (s) {
+        if (c->slot[s].round == c->round) {
+            c->slot[s].filled = false;
+            return NULL;
+        }
+        *found = c->slot[s].found = c->slot[s].filled;
         list_remove(c, s);
     } else {
         if (c->used < c->slots) {
@@ -103,28 +93,20 @@ uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_
             s = c->slot[0].prev;
             if (c->slot[s].round == c->round)
                 return NULL;
-            if (recycled && c->slot[s].filled)
+            if (recycled && c->slot[s].found)
                 *recycled = c->slot[s].pfn;
             list_remove(c, s);
             table_remove(c, c->slot[s].pfn);
             i = table_find(c, pfn);
         }
-        c->slot[s].filled = false;
         c->table[i] = s;
         c->slot[s].pfn = pfn;
+        c->slot[s].found = false;
     }
-    *found = use(c, s, true);
-    return place(c, s);
-}
-
-const uint8_t *page_cache_take(struct page_cache *c, uint64_t pfn)
-{
-    uint32_t s = c->table[table_find(c, pfn)];
-
-    if (!s)
-        return NULL;
-    list_remove(c, s);
-    return use(c, s, false) ? place(c, s) : NULL;
+    list_push(c, s);
+    c->slot[s].round = c->round;
+    c->slot[s].filled = true;
+    return c->memory + (size_t)(s - 1) * c->bytes;
 }
 
 void page_cache_begin(struct page_cache *c)

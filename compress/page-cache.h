@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
  * What the sender remembers of the pages that the replica holds: a fixed number of slots of one
- * size, found by pfn, recycled in the order of last use.  One cache holds copies of pages, another
- * only the fingerprints of those that had to leave it.
+ * size, found by pfn, recycled in the order of last use.  One cache holds copies of pages, another,
+ * of ten times as many, their fingerprints.
  *
  *   table (open addressing, linear probing)       slots                memory
  *     hash(pfn) -> [ slot | 0 ]            ->  { pfn, prev, next, round } -> bytes
@@ -27,17 +27,12 @@ void page_cache_begin(struct page_cache *c);
 
 /*
  * The place of what is remembered of `pfn`, now the most recently used.  *found says whether it was
- * filled before this checkpoint; the caller must fill it in any case.  NULL when every slot is in
- * use by this checkpoint.  *recycled is the page whose slot was taken for it, and what it held is
- * still there; UINT64_MAX: none.  The pointer may be NULL.
+ * filled before; the caller must fill it in any case.  NULL when every slot is in use by this
+ * checkpoint, or pfn's is already (and is then forgotten).  Unless recycled is NULL, *recycled is
+ * the page whose slot was taken for it, if that was found again since it was filled first; what it
+ * held is still there.  Otherwise UINT64_MAX.
  */
 uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled);
-
-/*
- * What was filled for `pfn` before this checkpoint, or NULL.  It can be read until the next
- * page_cache_begin() and is forgotten then.
- */
-const uint8_t *page_cache_take(struct page_cache *c, uint64_t pfn);
 
 size_t page_cache_memory(const struct page_cache *c);
 

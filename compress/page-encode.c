@@ -12,7 +12,7 @@
 #include "compress/page-moves.h"
 
 /* With more changed words than this it is worth looking for what moved. */
-#define MOVES_WORDS 32
+#define MOVES_WORDS 40
 /* ... which is known after so many lines of a page that changed all over. */
 #define STEP_LINES 16
 /* With more changed lines than this what moved are lines, with fewer it is a row. */
@@ -20,7 +20,7 @@
 /* With fewer known words than this a page goes without them. */
 #define KNOWN_WORDS 96
 /* At most this share of the memory is for fingerprints; a page's take a tenth of its copy. */
-#define PRINTS_SHARE 2
+#define PRINTS_SHARE(bytes) ((bytes) / 5 * 2)
 #define PRINTS_BYTES (sizeof(struct page_prints) + 36) /* with the cache's overhead */
 /* A page with more bytes left than this is tried the other way too, */
 #define RETRY_BYTES 2048
@@ -48,11 +48,11 @@ struct page_worker {
     uint8_t *copies[PAGE_BLOCK_MAX]; /* in the cache, or NULL */
     bool found[PAGE_BLOCK_MAX];      /* whether that holds the page as shipped last */
     /*
-     * Of a page that was not found: its fingerprints, or NULL; and where the fingerprints go of what
-     * the copy held before (of the page itself when it has no copy), or NULL.
+     * Where the fingerprints go of a page that was not found, and of what its copy held before; or
+     * NULL.  The first holds those of the page as shipped last when it is known.
      */
-    const struct page_prints *known[PAGE_BLOCK_MAX];
-    struct page_prints *keep[PAGE_BLOCK_MAX];
+    struct page_prints *prints[PAGE_BLOCK_MAX], *left[PAGE_BLOCK_MAX];
+    bool known[PAGE_BLOCK_MAX];
 
     struct page_stats stats;
     void *lz4, *zstd_memory;
@@ -155,7 +155,7 @@ static int caches_new(struct page_encoder *enc, uint64_t bytes)
     uint64_t copies = bytes / PAGE_BYTES, prints = 1; /* never used where all pages have a copy */
 
     if (copies < enc->guest_pages) {
-        prints = bytes / PRINTS_SHARE / PRINTS_BYTES;
+        prints = PRINTS_SHARE(bytes) / PRINTS_BYTES;
         if (prints > enc->guest_pages)
             prints = enc->guest_pages;
         copies -= prints * PRINTS_BYTES / PAGE_BYTES;
@@ -281,25 +281,24 @@ static bool pfns_valid(const struct page_encoder *enc, const uint64_t *pfns, siz
     return true;
 }
 
-/* Looks up what is known of a page, and where to remember it and what has to make room for it. */
+/*
+ * Looks up what is known of a page, and where to remember it.  Its fingerprints stay what the
+ * replica has, also while it has a copy, until it changes; so they are made once more only when it
+ * did and the copy has to make room.
+ */
 static void plan_page(struct page_encoder *enc, struct page_worker *w, size_t i)
 {
     uint64_t recycled;
     bool found;
 
-    w->known[i] = NULL;
-    w->keep[i] = NULL;
     w->copies[i] = page_cache_get(enc->cache, w->pfns[i], &w->found[i], &recycled);
+    w->prints[i] = w->left[i] = NULL;
+    w->known[i] = false;
     if (w->found[i])
         return;
-    if (!w->copies[i]) {
-        w->keep[i] = (struct page_prints *)page_cache_get(enc->prints, w->pfns[i], &found, NULL);
-        w->known[i] = found ? w->keep[i] : NULL;
-        return;
-    }
-    w->known[i] = (const struct page_prints *)page_cache_take(enc->prints, w->pfns[i]);
+    w->prints[i] = (void *)page_cache_get(enc->prints, w->pfns[i], &w->known[i], NULL);
     if (recycled != UINT64_MAX)
-        w->keep[i] = (struct page_prints *)page_cache_get(enc->prints, recycled, &found, NULL);
+        w->left[i] = (void *)page_cache_get(enc->prints, recycled, &found, NULL);
 }
 
 int page_plan(struct page_encoder *enc, unsigned thread, const uint64_t *pfns,
@@ -487,32 +486,32 @@ static enum page_kind encode_moved(const struct page_encoder *enc, struct page_w
                                    const uint8_t *mine, uint64_t known, struct sections *s)
 {
     const uint8_t *page = w->pages[i], *old[3] = {NULL, mine, NULL};
+    uint8_t changed[PAGE_LINES];
 
     if (w->before_pfn + 1 == w->pfns[i] && w->before_pfn != UINT64_MAX)
         old[0] = w->before;
     if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1 && w->found[i + 1])
         old[2] = w->copies[i + 1];
-    page_moves_find(&w->moves, page, old);
+    enc->words->differ(page, mine, changed);
+    page_moves_find(&w->moves, page, old, changed);
     predict(w, page, old, known);
     return put_moved(enc, w, page, s);
 }
 
-/* A page that had to leave the cache: which of its lines the replica has its fingerprints tell. */
+/* A page of which the fingerprints `old` tell which of its lines the replica has. */
 static enum page_kind encode_printed(const struct page_encoder *enc, struct page_worker *w,
-                                     size_t i, struct sections *s)
+                                     size_t i, const struct page_prints *old, struct sections *s)
 {
+    const struct page_prints *now = w->prints[i];
     const uint8_t *page = w->pages[i];
-    struct page_prints prints;
     uint64_t differ = 0;
 
-    enc->words->prints(page, enc->key, &prints);
     for (int l = 0; l < PAGE_LINES; l++)
-        differ |= (uint64_t)(prints.high[l] != w->known[i]->high[l] ||
-                             prints.low[l] != w->known[i]->low[l]) << l;
+        differ |= (uint64_t)(now->high[l] != old->high[l] || now->low[l] != old->low[l]) << l;
     if (differ == 0)
         return PAGE_UNCHANGED;
     if (__builtin_popcountll(differ) > MOVED_LINES) {
-        if (page_moves_find_lines(&w->moves, enc->words, enc->key, page, differ, w->known[i],
+        if (page_moves_find_lines(&w->moves, enc->words, enc->key, page, differ, old,
                                   w->predicted) < KNOWN_WORDS)
             return encode_alone(enc, page, s);
         return put_moved(enc, w, page, s);
@@ -524,6 +523,26 @@ static enum page_kind encode_printed(const struct page_encoder *enc, struct page
         page_moves_unknown(w->partial, page, word, word + 8);
     }
     return encode_moved(enc, w, i, w->partial, ~differ, s);
+}
+
+/* A page of which the cache holds no copy; makes it hold one. */
+static enum page_kind encode_cold(const struct page_encoder *enc, struct page_worker *w, size_t i,
+                                  struct sections *s)
+{
+    const uint8_t *page = w->pages[i];
+    struct page_prints old;
+    enum page_kind kind;
+
+    if (w->known[i])
+        old = *w->prints[i];
+    if (w->left[i])
+        enc->words->prints(w->copies[i], enc->key, w->left[i]);
+    if (w->prints[i])
+        enc->words->prints(page, enc->key, w->prints[i]);
+    kind = w->known[i] ? encode_printed(enc, w, i, &old, s) : encode_alone(enc, page, s);
+    if (w->copies[i])
+        enc->words->copy(w->copies[i], page);
+    return kind;
 }
 
 /* A page of which the cache holds the old copy; makes the copy equal to the page. */
@@ -561,17 +580,6 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
     return PAGE_DELTA;
 }
 
-/* Makes the cache hold a page that was not found there. */
-static void remember(const struct page_encoder *enc, struct page_worker *w, size_t i)
-{
-    const uint8_t *page = w->pages[i], *copy = w->copies[i];
-
-    if (w->keep[i])
-        enc->words->prints(copy ? copy : page, enc->key, w->keep[i]);
-    if (copy)
-        enc->words->copy(w->copies[i], page);
-}
-
 /* Codes the stream into out; how many bytes, or 0 when it would not get smaller. */
 static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t len, uint8_t *out,
                           enum page_coding *coding)
@@ -601,8 +609,8 @@ static void prefetch(const void *p, size_t len)
 static void prefetch_next(const struct page_worker *w, size_t i)
 {
     prefetch(w->copies[i], PAGE_BYTES);
-    prefetch(w->known[i], sizeof(struct page_prints));
-    prefetch(w->keep[i], sizeof(struct page_prints));
+    prefetch(w->prints[i], sizeof(struct page_prints));
+    prefetch(w->left[i], sizeof(struct page_prints));
 }
 
 static uint8_t *prepend(uint8_t *at, const uint8_t *section, const uint8_t *end)
@@ -634,13 +642,7 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
         if (i + 1 < w->n)
             prefetch_next(w, i + 1);
         w->stats.hits += w->found[i] || w->known[i];
-        if (w->found[i]) {
-            kind = encode_known(enc, w, i, &s);
-        } else {
-            kind = w->known[i] ? encode_printed(enc, w, i, &s)
-                               : encode_alone(enc, w->pages[i], &s);
-            remember(enc, w, i);
-        }
+        kind = w->found[i] ? encode_known(enc, w, i, &s) : encode_cold(enc, w, i, &s);
         if (kind == PAGE_RAW)
             w->raw[raws++] = w->pages[i];
         s.entry = put_entry(s.entry, kind, w->pfns[i] - next);

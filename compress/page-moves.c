@@ -8,7 +8,7 @@
 #define RUN_MIN 3
 /* Of the pages beside, what lies as near as this in half words can have come over. */
 #define NEAR 256
-#define STEP 16
+#define STEP 32
 /* After each so many words without a hit the search looks at fewer. */
 #define MISSES 64
 /* In so many places a line that moved is looked for before it is taken that none did. */
@@ -61,7 +61,21 @@ static bool runs(const uint8_t *page, unsigned i, const uint8_t *old, unsigned h
            word(page, 2 * i + 4) == word(old, h + 4);
 }
 
-void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3])
+/* The first word from i on that changed; PAGE_WORDS when there is none. */
+static unsigned next_changed(const uint8_t changed[PAGE_LINES], unsigned i)
+{
+    unsigned line = i / 8, words = changed[line] & 0xffu << i % 8;
+
+    while (!words) {
+        if (++line == PAGE_LINES)
+            return PAGE_WORDS;
+        words = changed[line];
+    }
+    return 8 * line + (unsigned)__builtin_ctz(words);
+}
+
+void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3],
+                     const uint8_t changed[PAGE_LINES])
 {
     const uint8_t *source = old[1]; /* the old page of the move at hand, */
     unsigned which = 1, misses = 0; /* its number, */
@@ -78,9 +92,14 @@ void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_
     moves->count = 1;
     moves->move[0] = (struct page_move){0, PAGE_HALVES};
     for (unsigned i = 0; i < PAGE_WORDS; i++) {
-        unsigned from = (unsigned)((int)(2 * i) + shift), place, start = i;
-        uint64_t v = word(page, 2 * i);
+        unsigned from, place, start;
+        uint64_t v;
 
+        if (shift == 0 && which == 1 && (i = next_changed(changed, i)) == PAGE_WORDS)
+            break;
+        start = i;
+        from = (unsigned)((int)(2 * i) + shift);
+        v = word(page, 2 * i);
         if (i < limit && word(source, from) == v) {
             for (; i + 9 <= limit && same_line(page + 8 * (i + 1), source + 4 * (from + 2)); i += 8)
                 from += 16;

@@ -27,15 +27,16 @@ struct page_moves {
 
 /*
  * Looks for the words of `page` in the old pages before, at, and behind it; old[0] and old[2] may
- * be NULL. The first move always begins at word 0, and no move leaves the old page that it begins
- * in.
+ * be NULL.  `changed` says which words differ from old[1] (ops->differ).  The first move always
+ * begins at word 0, and no move leaves the old page that it begins in.
  */
-void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3]);
+void page_moves_find(struct page_moves *moves, const uint8_t *page, const uint8_t *const old[3],
+                     const uint8_t changed[PAGE_LINES]);
 
 /*
- * The same for a page of whose old content only the fingerprints are known.  Bits of `differ`: lines
- * that are not in place.  `guess` becomes what the moves predict; words that nobody knows are made
- * to differ from the page in every byte.  Returns how many words are known.
+ * The same for a page of whose old content only the fingerprints are known.  Bits of `differ`:
+ * lines that are not in place.  `guess` becomes what the moves predict; words that nobody knows
+ * are made to differ from the page in every byte.  Returns how many words are known.
  */
 unsigned page_moves_find_lines(struct page_moves *moves, const struct page_words_ops *ops,
                                const uint64_t *key, const uint8_t *page, uint64_t differ,

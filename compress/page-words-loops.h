@@ -5,6 +5,7 @@
  *   ISA(name)    the name of this version's function
  *   TARGET       its target attribute
  *   line_differs(a, b), line_nonzero(a)    a bit for each byte that differs, that is not zero
+ *   line_words(a, b)           a bit for each word that differs
  *   line_copy(to, from)
  *   popcount64(v)
  *   line_take(page, prediction, mask, difference, parts)   writes one line; mask is not 0
@@ -66,6 +67,12 @@ TARGET static size_t ISA(popcount)(const uint8_t *bytes, size_t len)
     v = 0;
     memcpy(&v, bytes, len);
     return bits + (size_t)popcount64(v);
+}
+
+TARGET static void ISA(differ)(const uint8_t *page, const uint8_t *old, uint8_t words[PAGE_LINES])
+{
+    for (int i = 0; i < PAGE_LINES; i++)
+        words[i] = line_words(page + i * PAGE_LINE_BYTES, old + i * PAGE_LINE_BYTES);
 }
 
 TARGET static void ISA(prints)(const uint8_t *page, const uint64_t *key, struct page_prints *prints)
@@ -141,6 +148,7 @@ static const struct page_words_ops ISA(ops) = {
     .copy = ISA(copy),
     .take = ISA(take),
     .put = ISA(put),
+    .differ = ISA(differ),
     .prints = ISA(prints),
     .find_line = ISA(find_line),
     .popcount = ISA(popcount),
@@ -152,6 +160,7 @@ static const struct page_words_ops ISA(ops) = {
 #undef TARGET
 #undef line_differs
 #undef line_nonzero
+#undef line_words
 #undef line_copy
 #undef line_take
 #undef line_put

@@ -100,6 +100,13 @@ INLINE uint64_t scatter_plain(uint64_t v, unsigned b)
         mask = widen(mask);                                                                        \
         words = nonzero_bytes(mask);                                                               \
         *parts->words++ = (uint8_t)words;                                                          \
+        if (mask == UINT64_MAX) {                                                                  \
+            memset(parts->bytes, 0xff, 8);                                                         \
+            memcpy(parts->data, page, PAGE_LINE_BYTES);                                            \
+            parts->bytes += 8;                                                                     \
+            parts->data += PAGE_LINE_BYTES;                                                        \
+            return;                                                                                \
+        }                                                                                          \
         for (; words; words &= words - 1) {                                                        \
             int at = 8 * __builtin_ctz(words);                                                     \
             unsigned b = mask >> at & 0xff;                                                        \
@@ -121,6 +128,12 @@ INLINE uint64_t scatter_plain(uint64_t v, unsigned b)
     {                                                                                              \
         unsigned words = *parts->words++;                                                          \
                                                                                                    \
+        if (words == 0xff && load64(parts->bytes) == UINT64_MAX) {                                 \
+            memcpy(page, parts->data, PAGE_LINE_BYTES);                                            \
+            parts->bytes += 8;                                                                     \
+            parts->data += PAGE_LINE_BYTES;                                                        \
+            return;                                                                                \
+        }                                                                                          \
         if (page != guess)                                                                         \
             memcpy(page, guess, PAGE_LINE_BYTES);                                                  \
         for (; words; words &= words - 1) {                                                        \
@@ -150,6 +163,15 @@ INLINE uint64_t line_differs_plain(const uint8_t *a, const uint8_t *b)
     for (int j = 0; j < 8; j++)
         mask |= (uint64_t)nonzero_bytes(load64(a + 8 * j) ^ load64(b + 8 * j)) << 8 * j;
     return mask;
+}
+
+INLINE uint8_t line_words_plain(const uint8_t *a, const uint8_t *b)
+{
+    unsigned words = 0;
+
+    for (int j = 0; j < 8; j++)
+        words |= (unsigned)(load64(a + 8 * j) != load64(b + 8 * j)) << j;
+    return (uint8_t)words;
 }
 
 INLINE uint64_t line_nonzero_plain(const uint8_t *a)
@@ -197,6 +219,7 @@ DEFINE_LINE_BY_WORDS(plain, , gather_plain, scatter_plain, popcount_plain)
 #define TARGET
 #define line_differs line_differs_plain
 #define line_nonzero line_nonzero_plain
+#define line_words line_words_plain
 #define line_copy(to, from) memcpy(to, from, PAGE_LINE_BYTES)
 #define line_take line_take_plain
 #define line_put line_put_plain
@@ -233,6 +256,7 @@ INLINE uint64_t line_nonzero_sse2(const uint8_t *a)
 #define TARGET
 #define line_differs line_differs_sse2
 #define line_nonzero line_nonzero_sse2
+#define line_words line_words_plain
 #define line_copy(to, from) memcpy(to, from, PAGE_LINE_BYTES)
 #define line_take line_take_plain
 #define line_put line_put_plain
@@ -253,6 +277,17 @@ TARGET_AVX2 INLINE uint64_t line_differs_avx2(const uint8_t *a, const uint8_t *b
 
     return ~((uint64_t)(uint32_t)_mm256_movemask_epi8(high) << 32 |
              (uint32_t)_mm256_movemask_epi8(low));
+}
+
+TARGET_AVX2 INLINE uint8_t line_words_avx2(const uint8_t *a, const uint8_t *b)
+{
+    __m256i low = _mm256_cmpeq_epi64(_mm256_loadu_si256((const __m256i *)a),
+                                     _mm256_loadu_si256((const __m256i *)b));
+    __m256i high = _mm256_cmpeq_epi64(_mm256_loadu_si256((const __m256i *)a + 1),
+                                      _mm256_loadu_si256((const __m256i *)b + 1));
+
+    return (uint8_t)~(_mm256_movemask_pd(_mm256_castsi256_pd(high)) << 4 |
+                      _mm256_movemask_pd(_mm256_castsi256_pd(low)));
 }
 
 TARGET_AVX2 INLINE uint64_t line_nonzero_avx2(const uint8_t *a)
@@ -315,6 +350,7 @@ DEFINE_LINE_BY_WORDS(avx2, TARGET_AVX2, GATHER_BMI2, SCATTER_BMI2, __builtin_pop
 #define TARGET TARGET_AVX2
 #define line_differs line_differs_avx2
 #define line_nonzero line_nonzero_avx2
+#define line_words line_words_avx2
 #define line_copy line_copy_avx2
 #define line_take line_take_avx2
 #define line_put line_put_avx2
@@ -330,6 +366,11 @@ DEFINE_LINE_BY_WORDS(avx2, TARGET_AVX2, GATHER_BMI2, SCATTER_BMI2, __builtin_pop
 TARGET_AVX512 INLINE uint64_t line_differs_avx512(const uint8_t *a, const uint8_t *b)
 {
     return _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
+}
+
+TARGET_AVX512 INLINE uint8_t line_words_avx512(const uint8_t *a, const uint8_t *b)
+{
+    return _mm512_cmpneq_epi64_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
 }
 
 TARGET_AVX512 INLINE uint64_t line_nonzero_avx512(const uint8_t *a)
@@ -409,6 +450,7 @@ TARGET_AVX512 INLINE uint64_t line_print_avx512(const uint8_t *line, const uint6
 #define TARGET TARGET_AVX512
 #define line_differs line_differs_avx512
 #define line_nonzero line_nonzero_avx512
+#define line_words line_words_avx512
 #define line_copy line_copy_avx512
 #define line_take line_take_avx512
 #define line_put line_put_avx512

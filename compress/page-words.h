@@ -28,9 +28,9 @@
 
 /*
  * A line's fingerprint tells whether the replica has the line, in a tenth of its size.  The hash is
- * almost universal: the key is random and stays in the encoder, so two different lines, whoever made
- * them, have the same fingerprint with a probability of at most 2^-46.  (Multilinear-HM of Lemire
- * and Kaser, "Strongly universal string hashing is fast", 2014, twice: 32 bits and 16.)
+ * almost universal: the key is random and stays in the encoder, so two different lines, whoever
+ * made them, have the same fingerprint with a probability of at most 2^-46.  (Multilinear-HM of
+ * Lemire and Kaser, "Strongly universal string hashing is fast", 2014, twice: 32 bits and 16.)
  */
 #define PAGE_KEY_WORDS 32
 
@@ -77,6 +77,9 @@ struct page_words_ops {
      */
     void (*put)(uint8_t *page, const uint8_t *prediction, int from, int to, bool difference,
                 uint64_t lines, struct page_parts *parts);
+
+    /* Which words differ: byte i is that of line i. */
+    void (*differ)(const uint8_t *page, const uint8_t *old, uint8_t words[PAGE_LINES]);
 
     void (*prints)(const uint8_t *page, const uint64_t *key, struct page_prints *prints);
 

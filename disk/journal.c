@@ -610,13 +610,13 @@ int journal_recover(char *const images[], unsigned count, bool activating, struc
         return 0;
     rc = activating ? finish_activation(images, count, err) : 0;
     if (rc)
-        return rc < 0 ? -1 : 0;
+        return rc;
     for (unsigned i = 0; i < count; i++)
         disks[i] = (struct disk_info){h.sizes[i], h.ids[i]};
     if (journal_open(&j, images, disks, count, h.capacity, err) < 0)
         return -1;
     journal_close(j);
-    return 0;
+    return 1;
 }
 
 /* --- the link --- */

@@ -56,7 +56,7 @@ void journal_close(struct journal *j);
 
 /*
  * After a start of the daemon, without a primary: brings the images to their last committed epoch, when there is a journal.  A
- * takeover that was cut short is finished when `activating`: one image is valid, so all are.
+ * takeover that was cut short is finished when `activating`: one image is valid, so all are.  1: done, 0: there is no journal.
  */
 int journal_recover(char *const images[], unsigned count, bool activating, struct error *err);
 

@@ -13,7 +13,8 @@
  *        wish, listed, and that checkpoint acknowledged with none since that does not list it (R3)
  *     held ----------------------------------------------------------------------------------> open
  *          <----------------------------------------------------------------------------------
- *                      a packet ends a transaction: at once, and a wish is cancelled
+ *                      a packet ends a transaction: at once, and a wish is cancelled,
+ *                      but for a while when it lingers (flows_linger())
  *
  * Once one packet of a flow waits, all behind it wait (R6): that is what flows_queued() and
  * flows_left() count. Connections beyond the table's size, and all that is no flow, are strict.

@@ -37,7 +37,7 @@
 #include "reset.h"
 
 #define BATCH 32u
-#define LINGER 2u /* measured: with 1, one in fifty transactions of a busy server begins too late */
+#define LINGER 2u /* with 1, too many transactions of a busy server begin too late (measured) */
 #define SOCKET_BUFFER (1 << 20)
 #define QLEN_ENOUGH 256 /* net.unix.max_dgram_qlen below this throttles the guest */
 /*
@@ -751,8 +751,11 @@ static int add_services(struct frames_port *f, const char *services, struct erro
         else if (!parser || gate_add_service(f->gate, value, parser) < 0)
             break;
     }
-    return rc == 0 ? 0 : error_set(err, "services '%s': want at most %d times pgsql:PORT, mysql:PORT or dscp:MARK",
-                                   services, CONFIG_SERVICES_MAX);
+    return rc == 0 ? 0
+                   : error_set(err,
+                               "services '%s': want at most %d times pgsql:PORT, mysql:PORT or "
+                               "dscp:MARK",
+                               services, CONFIG_SERVICES_MAX);
 }
 
 static void check_qlen(struct frames_port *f)

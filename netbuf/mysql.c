@@ -53,11 +53,11 @@ enum phase { GREETING, AUTHENTICATION, COMMANDS };
 
 /* What answers a command; with PLAIN or BEGINS: see above. */
 enum answer {
-    RESULTS,        /* as in the grammar */
-    ROWS_ONLY,      /* row* EOF */
-    TEXT,           /* one packet without a form */
-    PREPARED_ID,    /* identifier and numbers, definitions of parameters and columns */
-    AUTHENTICATED,  /* anything up to OK or ERR */
+    RESULTS,       /* as in the grammar */
+    ROWS_ONLY,     /* row* EOF */
+    TEXT,          /* one packet without a form */
+    PREPARED_ID,   /* identifier and numbers, definitions of parameters and columns */
+    AUTHENTICATED, /* anything up to OK or ERR */
     ANSWERS = 7,
     PLAIN = 8,
     BEGINS = 16,
@@ -89,7 +89,7 @@ struct mysql {
     uint8_t pending[PENDING]; /* commands not answered, oldest first */
     uint8_t pendings;
     uint8_t result;
-    uint32_t definitions; /* to come */
+    uint32_t definitions;     /* to come */
     uint32_t plain[PREPARED]; /* numbers of plain prepared statements, by their lowest bits */
 };
 _Static_assert(sizeof(struct mysql) <= PARSER_STATE_MAX, "fits into a flow");
@@ -166,7 +166,8 @@ static uint8_t statement_class(const char *text, size_t len, bool whole)
         if (is_word(text, len, plain[i]))
             return PLAIN;
     if (skip_word(&text, &len, "SAVEPOINT"))
-        return len > 0 && (isalpha((unsigned char)*text) || *text == '`' || *text == '_') ? PLAIN : 0;
+        return len > 0 && (isalpha((unsigned char)*text) || *text == '`' || *text == '_') ? PLAIN
+                                                                                          : 0;
     if (skip_word(&text, &len, "ROLLBACK"))
         return is_word(text, len, "TO") ? PLAIN : 0;
     if (skip_word(&text, &len, "START"))
@@ -531,7 +532,7 @@ static size_t skip_version(struct mysql *m, const uint8_t *data, size_t len)
 {
     const uint8_t *end;
 
-    if (m->phase != GREETING || m->version_ended)
+    if (m->phase != GREETING || m->version_ended || m->server.judged)
         return 0;
     if (m->server.left == m->server.length && data[0] == 0xff) { /* an ERR: the connection ends */
         m->server.judged = true;

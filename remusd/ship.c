@@ -265,6 +265,7 @@ static int send_end(struct engine *e, struct digest *d, const struct checkpoint 
         .state_length = (uint32_t)ck->state.len,
         .net_length = (uint32_t)ck->net.len,
     };
+    uint64_t epoch = ck->epoch; /* once its END is sent, ck may become another's */
     uint8_t body[PROTO_SMALL_MAX];
     struct iovec iov = {.iov_base = body};
 
@@ -282,7 +283,7 @@ static int send_end(struct engine *e, struct digest *d, const struct checkpoint 
         body[iov.iov_len - 1] ^= 1;
     if (link_send(e->link, PROTO_END, ck->epoch, &iov, 1) < 0)
         return -1;
-    fault_crash("primary-after-end", ck->epoch);
+    fault_crash("primary-after-end", epoch);
     return 0;
 }
 

@@ -172,17 +172,15 @@ static void test_r9_cache(void **state)
     assert_true(found);
     assert_non_null(page_cache_get(c, 11, &found, NULL));
     assert_false(found);
-    page_cache_begin(c);
-    assert_non_null(page_cache_get(c, 14, &found, &recycled)); /* takes the place of 13 */
-    assert_int_equal(recycled, 13);
-    assert_non_null(page_cache_take(c, 11));
-    assert_null(page_cache_take(c, 11)); /* once */
-    assert_null(page_cache_take(c, 14)); /* not what is being filled */
-    assert_null(page_cache_take(c, 13));
-    page_cache_begin(c);
-    assert_non_null(page_cache_get(c, 11, &found, &recycled)); /* has a slot, but nothing in it */
+    assert_null(page_cache_get(c, 11, &found, NULL)); /* it is being filled */
     assert_false(found);
+    page_cache_begin(c);
+    assert_non_null(page_cache_get(c, 11, &found, NULL)); /* was not to be filled after all */
+    assert_false(found);
+    assert_non_null(page_cache_get(c, 14, &found, &recycled)); /* takes the place of 13 */
     assert_true(recycled == UINT64_MAX);
+    assert_non_null(page_cache_get(c, 15, &found, &recycled)); /* of 12, which had been found */
+    assert_int_equal(recycled, 12);
     page_cache_clear(c);
     page_cache_get(c, 12, &found, &recycled);
     assert_false(found);

@@ -26,7 +26,8 @@ static bool is_of(const struct net_flow *f, const struct packet *p, enum reset_s
     size_t n = f->family == 4 ? 4 : 16;
 
     return p->tcp == PACKET_TCP && p->family == f->family && p->tags == f->tags &&
-           (guest ? p->sport : p->dport) == f->port && (guest ? p->dport : p->sport) == f->peer_port &&
+           (guest ? p->sport : p->dport) == f->port &&
+           (guest ? p->dport : p->sport) == f->peer_port &&
            memcmp(guest ? p->src : p->dst, f->ip, n) == 0 &&
            memcmp(guest ? p->dst : p->src, f->peer_ip, n) == 0;
 }
