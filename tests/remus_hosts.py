@@ -88,7 +88,7 @@ class Host:
         self.log_path = os.path.join(pair.dir, name + ".log")
 
     def write_config(self, listen, **vm):
-        keys = {"platform": "fake", "memory": 16, "interval": 10, "fake-rate": 5000, "fake-frames": 400,
+        keys = {"platform": "fake", "memory": 16, "interval": 10, "fake-rate": 2000, "fake-frames": 400,
                 "tap": "unix:" + self.sink.path, "mac": "52:54:00:00:00:01", "timeout": 500}
         keys.update({k.replace("_", "-"): v for k, v in vm.items()})
 

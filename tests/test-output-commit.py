@@ -63,7 +63,7 @@ def short_link_losses_without_restart_R1_R4():
 
 
 def primary_dies():
-    with Pair(takeover="automatic", fake_rate=20000) as pair:
+    with Pair(takeover="automatic", fake_rate=3000) as pair:
         pair.proxy.filter = lambda way, kind, *_: random.uniform(0, 0.01)
         pair.protect()
         pair.wait_epochs(random.randint(5, 40))
