@@ -379,7 +379,7 @@ def run_test(number):
 
 
 class Suite:
-    """TAP for automake.  Tests are functions; a test's name names the rule that it checks.  Three run at
+    """TAP for automake.  Tests are functions; a test's name names the rule that it checks.  Four run at
     a time, each in a process of its own: they mostly wait.  SEED=N repeats what is random."""
 
     def __init__(self):
@@ -406,7 +406,7 @@ class Suite:
         global running  # the processes find it there
         running = self
         failed = 0
-        with multiprocessing.get_context("fork").Pool(3, maxtasksperchild=1) as pool:
+        with multiprocessing.get_context("fork").Pool(4, maxtasksperchild=1) as pool:
             for number, wrong in enumerate(pool.imap(run_test, range(len(self.tests)))):
                 name = self.tests[number][0]
                 if wrong:
