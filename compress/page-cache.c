@@ -13,7 +13,7 @@ struct slot {
     uint32_t prev, next; /* towards more and less recently used */
     uint32_t round;
     bool filled; /* in this checkpoint or before */
-    bool found;  /* since pfn has the slot */
+    bool found;  /* since pfn has the slot, or nobody had it before */
 };
 
 struct page_cache {
@@ -87,7 +87,9 @@ uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_
         *found = c->slot[s].found = c->slot[s].filled;
         list_remove(c, s);
     } else {
-        if (c->used < c->slots) {
+        bool fresh = c->used < c->slots;
+
+        if (fresh) {
             s = ++c->used;
         } else {
             s = c->slot[0].prev;
@@ -101,12 +103,17 @@ uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_
         }
         c->table[i] = s;
         c->slot[s].pfn = pfn;
-        c->slot[s].found = false;
+        c->slot[s].found = fresh;
     }
     list_push(c, s);
     c->slot[s].round = c->round;
     c->slot[s].filled = true;
     return c->memory + (size_t)(s - 1) * c->bytes;
+}
+
+bool page_cache_full(const struct page_cache *c)
+{
+    return c->used == c->slots;
 }
 
 void page_cache_begin(struct page_cache *c)
@@ -145,6 +152,8 @@ struct page_cache *page_cache_new(uint32_t slots, size_t bytes)
         mmap(NULL, memory_bytes(c), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (c->memory == MAP_FAILED)
         c->memory = NULL;
+    else
+        madvise(c->memory, memory_bytes(c), MADV_HUGEPAGE); /* used in no order: spares TLB misses */
     if (!c->table || !c->slot || !c->memory) {
         page_cache_free(c);
         errno = ENOMEM;

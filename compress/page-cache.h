@@ -29,10 +29,12 @@ void page_cache_begin(struct page_cache *c);
  * The place of what is remembered of `pfn`, now the most recently used.  *found says whether it was
  * filled before; the caller must fill it in any case.  NULL when every slot is in use by this
  * checkpoint, or pfn's is already (and is then forgotten).  Unless recycled is NULL, *recycled is
- * the page whose slot was taken for it, if that was found again since it was filled first; what it
- * held is still there.  Otherwise UINT64_MAX.
+ * the page whose slot was taken for it, if that was found again since it was filled first, or was filled
+ * when the cache was not full yet; what it held is still there.  Otherwise UINT64_MAX.
  */
 uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled);
+
+bool page_cache_full(const struct page_cache *c); /* nothing was recycled before; never, until it is cleared */
 
 size_t page_cache_memory(const struct page_cache *c);
 

@@ -284,17 +284,17 @@ static bool pfns_valid(const struct page_encoder *enc, const uint64_t *pfns, siz
 /*
  * Looks up what is known of a page, and where to remember it.  Its fingerprints stay what the
  * replica has, also while it has a copy, until it changes; so they are made once more only when it
- * did and the copy has to make room.
+ * did and the copy has to make room.  Before the first copy had to make room there are none.
  */
 static void plan_page(struct page_encoder *enc, struct page_worker *w, size_t i)
 {
+    bool found, roomy = !page_cache_full(enc->cache);
     uint64_t recycled;
-    bool found;
 
     w->copies[i] = page_cache_get(enc->cache, w->pfns[i], &w->found[i], &recycled);
     w->prints[i] = w->left[i] = NULL;
     w->known[i] = false;
-    if (w->found[i])
+    if (w->found[i] || (roomy && w->copies[i]))
         return;
     w->prints[i] = (void *)page_cache_get(enc->prints, w->pfns[i], &w->known[i], NULL);
     if (recycled != UINT64_MAX)
