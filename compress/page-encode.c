@@ -26,8 +26,8 @@
 #define RETRY_BYTES 2048
 /* ... and with more than this where the pages before repeat themselves. */
 #define RETRY_ALIKE_BYTES 1024
-/* LZ4 finds hardly less at this acceleration, and text costs it less time. */
-#define LZ4_ACCELERATION 2
+/* 2 would save 3 % of the time and cost 1.5 % of the bytes. */
+#define LZ4_ACCELERATION 1
 /* A page of which more is left goes as it is: masks would only be in the way. */
 #define RAW_BYTES 3584
 
