@@ -42,33 +42,24 @@ static int send_entries(struct engine *e, struct disk_digest *dd, const void *en
     return link_send(e->link, PROTO_DISK, dd->direct ? 0 : dd->next, &iov, 1);
 }
 
-/* The changes up to the barrier of the next epoch; when that has not come, those that are there.  1: there were any. */
-static int send_changes(struct engine *e, struct disk_digest *dd)
+/*
+ * The changes up to *head; without one up to the barrier of the next epoch, and when that has not come, those that are
+ * there.  1: there were any.
+ */
+static int send_changes(struct engine *e, struct disk_digest *dd, const uint64_t *head)
 {
     const uint8_t *entries;
     size_t length;
     int any = 0;
 
-    while ((length = disk_take(e->disk, dd->next, PROTO_BODY_MAX, &entries)) > 0) {
+    while ((length = head ? disk_take_to(e->disk, *head, PROTO_BODY_MAX, &entries)
+                          : disk_take(e->disk, dd->next, PROTO_BODY_MAX, &entries)) > 0) {
         if (send_entries(e, dd, entries, length) < 0)
             return -1;
         disk_done(e->disk, length);
         any = 1;
     }
     return any;
-}
-
-static int send_changes_to(struct engine *e, struct disk_digest *dd, uint64_t head)
-{
-    const uint8_t *entries;
-    size_t length;
-
-    while ((length = disk_take_to(e->disk, head, PROTO_BODY_MAX, &entries)) > 0) {
-        if (send_entries(e, dd, entries, length) < 0)
-            return -1;
-        disk_done(e->disk, length);
-    }
-    return 0;
 }
 
 /* `remusctl verify': checksums, each at its very place among the changes. */
@@ -84,7 +75,7 @@ static int send_checks(struct engine *e, struct disk_digest *dd)
         engine_end_link(e, LINK_LOST, "%s", err.text);
         return -1;
     }
-    if (more && (send_changes_to(e, dd, head) < 0 || send_entries(e, dd, dd->sync.data, dd->sync.len) < 0))
+    if (more && (send_changes(e, dd, &head) < 0 || send_entries(e, dd, dd->sync.data, dd->sync.len) < 0))
         return -1;
     return more;
 }
@@ -97,7 +88,7 @@ static int send_early(struct engine *e, struct disk_digest *dd)
 {
     struct disk_sync sync;
     struct error err;
-    int any = send_changes(e, dd), more;
+    int any = send_changes(e, dd, NULL), more;
 
     disk_sync_state(e->disk, &sync);
     if (any < 0)
@@ -125,7 +116,7 @@ static int send_disk_end(struct engine *e, struct disk_digest *dd)
     uint8_t body[PROTO_SMALL_MAX];
     struct iovec iov = {.iov_base = body};
 
-    if (send_changes(e, dd) < 0)
+    if (send_changes(e, dd, NULL) < 0)
         return -1;
     end = (struct proto_disk_end){disk_end(e->disk, dd->next), dd->length,
                                   XXH3_64bits_digest(&dd->hash)};
