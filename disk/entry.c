@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <fcntl.h>
 #include <inttypes.h>
+#include <linux/falloc.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/wire.h"
 #include "entry.h"
@@ -66,4 +69,26 @@ int entry_get(struct entry *e, const uint8_t **at, const uint8_t *end, const uin
         return error_set(err, "a disk entry ends too early");
     *at = r.at;
     return 0;
+}
+
+int entry_apply(const struct entry *e, int fd)
+{
+    bool trim = e->kind == ENTRY_TRIM;
+
+    if (e->kind == ENTRY_WRITE) {
+        for (uint32_t done = 0; done < e->length;) {
+            ssize_t n = pwrite(fd, e->data + done, e->length - done, (off_t)(e->offset + done));
+
+            if (n < 0)
+                return -1;
+            done += (uint32_t)n;
+        }
+        return 0;
+    }
+    if (fallocate(fd, FALLOC_FL_KEEP_SIZE | (trim ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
+                  (off_t)e->offset, e->length) == 0)
+        return 0;
+    /* Not every file system and device knows both. */
+    return fallocate(fd, FALLOC_FL_KEEP_SIZE | (trim ? FALLOC_FL_ZERO_RANGE : FALLOC_FL_PUNCH_HOLE),
+                     (off_t)e->offset, e->length);
 }

@@ -55,4 +55,7 @@ void entry_put(uint8_t *out, const struct entry *e);
 int entry_get(struct entry *e, const uint8_t **at, const uint8_t *end, const uint64_t *sizes,
               unsigned count, struct error *err);
 
+/* Makes the change of a WRITE, ZERO or TRIM in the image behind fd.  -1 with errno, perhaps half way. */
+int entry_apply(const struct entry *e, int fd);
+
 #endif

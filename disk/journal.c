@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
-#include <linux/falloc.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -199,28 +198,6 @@ static bool get_record(const struct journal *j, uint64_t at, struct record_head 
 
 /* --- images --- */
 
-static int change_image(const struct journal *j, const struct entry *e)
-{
-    int fd = j->image_fds[e->disk];
-
-    if (e->kind == ENTRY_WRITE) {
-        for (uint32_t done = 0; done < e->length;) {
-            ssize_t n = pwrite(fd, e->data + done, e->length - done, (off_t)(e->offset + done));
-
-            if (n < 0)
-                return -1;
-            done += (uint32_t)n;
-        }
-        return 0;
-    }
-    if (fallocate(fd, FALLOC_FL_KEEP_SIZE | (e->kind == ENTRY_TRIM ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE),
-                  (off_t)e->offset, e->length) == 0)
-        return 0;
-    /* Not every file system and device knows both. */
-    return fallocate(fd, FALLOC_FL_KEEP_SIZE | (e->kind == ENTRY_TRIM ? FALLOC_FL_ZERO_RANGE : FALLOC_FL_PUNCH_HOLE),
-                     (off_t)e->offset, e->length);
-}
-
 /* Is the image what the primary's was at this point?  R10: the entry was checked. */
 static int check_image(struct journal *j, const struct entry *e, struct error *err)
 {
@@ -256,7 +233,7 @@ static int change_images(struct journal *j, const uint8_t *entries, size_t lengt
                 return -1;
             continue;
         }
-        if (change_image(j, &e) < 0)
+        if (entry_apply(&e, j->image_fds[e.disk]) < 0)
             return error_set(err, "disk \"%s\": changing %" PRIu32 " octets at %" PRIu64 ": %s",
                              j->images[e.disk], e.length, e.offset, strerror(errno));
     }

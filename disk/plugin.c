@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <linux/falloc.h>
 #include <nbdkit-plugin.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,31 +141,6 @@ static int disk_pread(void *handle, void *buf, uint32_t length, uint64_t offset,
     return 0;
 }
 
-static int write_all(int fd, const uint8_t *data, uint32_t length, uint64_t offset)
-{
-    while (length) {
-        ssize_t n = pwrite(fd, data, length, (off_t)offset);
-
-        if (n < 0)
-            return -1;
-        data += n;
-        length -= (uint32_t)n;
-        offset += (uint64_t)n;
-    }
-    return 0;
-}
-
-static int apply(const struct image *im, const struct entry *e)
-{
-    int mode = FALLOC_FL_KEEP_SIZE | (e->kind == ENTRY_TRIM ? FALLOC_FL_PUNCH_HOLE : FALLOC_FL_ZERO_RANGE);
-
-    if (e->kind == ENTRY_WRITE)
-        return write_all(im->fd, e->data, e->length, e->offset);
-    if (fallocate(im->fd, mode, (off_t)e->offset, e->length) == 0)
-        return 0;
-    return fallocate(im->fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, (off_t)e->offset, e->length);
-}
-
 /*
  * It failed, perhaps half way.  The guest is told and knows nothing of what is there now; the backup gets the same, where it can
  * be read.
@@ -195,7 +169,7 @@ static int change(struct image *im, const struct entry *e)
     }
     generation = queue_begin(&queue, e->kind, e->length);
     image_stamp(im, e->offset, e->length, generation);
-    rc = apply(im, e);
+    rc = entry_apply(e, im->fd);
     why = errno;
     if (rc == 0)
         queue_end(&queue, e);
