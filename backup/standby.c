@@ -16,6 +16,7 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
+#include "common/run-file.h"
 #include "detector.h"
 #include "disk/image.h"
 #include "disk/journal.h"
@@ -98,22 +99,14 @@ static void note(struct standby *s, const char *fmt, ...)
  * RUN_DIR/NAME.active: "SESSION runs" while the guest of that session runs here, "SESSION ended" afterwards.  A daemon
  * that starts anew must know: what the primary may still hold of that guest is void for ever (R7).
  */
-static void active_path(const struct standby *s, char path[PATH_MAX])
-{
-    snprintf(path, PATH_MAX, "%s/%s.active", s->cfg->run_dir, s->cfg->name);
-}
-
 static void mark_active(struct standby *s, const char *word)
 {
-    char path[PATH_MAX];
-    FILE *f;
-    bool ok;
+    struct error err;
+    char text[32];
+    int n = snprintf(text, sizeof(text), "%016" PRIx64 " %s\n", s->spent, word);
 
-    active_path(s, path);
-    f = fopen(path, "we");
-    ok = f && fprintf(f, "%016" PRIx64 " %s\n", s->spent, word) > 0;
-    if ((f && fclose(f) != 0) || !ok)
-        note(s, "%s: %s; a remus-backupd that is restarted will not know that the VM runs here", path, strerror(errno));
+    if (run_file_write(s->cfg, ".active", text, (size_t)n, &err) < 0)
+        note(s, "%s; a remus-backupd that is restarted will not know that the VM runs here", err.text);
 }
 
 /*
@@ -122,33 +115,19 @@ static void mark_active(struct standby *s, const char *word)
  */
 static void forget_guest(const struct standby *s)
 {
-    char path[PATH_MAX];
-
-    snprintf(path, sizeof(path), "%s/%s.guest", s->cfg->run_dir, s->cfg->name);
-    unlink(path);
+    run_file_remove(s->cfg, ".guest");
 }
 
 /*
  * RUN_DIR/NAME.net: the network state of the checkpoint that was activated.  A daemon that starts anew must go on with
  * the resets (R3) for as long as they take.
  */
-static void net_path(const struct standby *s, char path[PATH_MAX])
-{
-    snprintf(path, PATH_MAX, "%s/%s.net", s->cfg->run_dir, s->cfg->name);
-}
-
 static void keep_net_state(struct standby *s, const struct receiver_checkpoint *ck)
 {
-    char path[PATH_MAX];
-    FILE *f;
-    bool ok;
+    struct error err;
 
-    net_path(s, path);
-    f = fopen(path, "we");
-    ok = f && fwrite(ck->net, 1, ck->net_length, f) == ck->net_length;
-    if ((f && fclose(f) != 0) || !ok)
-        note(s, "%s: cannot keep the list of connections to reset, should remus-backupd end now: %s", path,
-             strerror(errno));
+    if (run_file_write(s->cfg, ".net", ck->net, ck->net_length, &err) < 0)
+        note(s, "cannot keep the list of connections to reset, should remus-backupd end now: %s", err.text);
 }
 
 /* In place of pass: -1 when the guest's packets must stay held. */
@@ -162,7 +141,7 @@ static int resume_net(struct standby *s, struct error *err)
     FILE *f;
     int rc;
 
-    net_path(s, path);
+    run_path(s->cfg, ".net", path, sizeof(path));
     f = fopen(path, "re");
     if (!f || fstat(fileno(f), &st) < 0 || time(NULL) - st.st_mtime > RESETS_LAST_S) {
         if (f)
@@ -176,14 +155,6 @@ static int resume_net(struct standby *s, struct error *err)
     free(data);
     fclose(f);
     return rc;
-}
-
-static void mark_inactive(const struct standby *s)
-{
-    char path[PATH_MAX];
-
-    active_path(s, path);
-    unlink(path);
 }
 
 static void drop_link(struct standby *s)
@@ -621,7 +592,7 @@ static void take_over(struct standby *s)
         drop_link(s);
         drop_replica(s);
         s->spent = 0;
-        mark_inactive(s);
+        run_file_remove(s->cfg, ".active");
         return;
     }
     t->running = clock_ns();
@@ -791,7 +762,7 @@ static void find_active(struct standby *s)
     struct error err;
     FILE *f;
 
-    active_path(s, path);
+    run_path(s->cfg, ".active", path, sizeof(path));
     f = fopen(path, "re");
     if (!f && errno == ENOENT) {
         recover_disks(s, false);

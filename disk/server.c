@@ -12,22 +12,16 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/run-file.h"
 #include "queue.h"
 #include "server.h"
 
 #define START_NS (10 * NS_PER_S)
 #define STOP_NS (5 * NS_PER_S)
 
-static int run_path(const struct vm_config *cfg, const char *suffix, char path[108])
-{
-    int n = snprintf(path, 108, "%s/%s%s", cfg->run_dir, cfg->name, suffix);
-
-    return n > 0 && n < 108 ? 0 : -1;
-}
-
 int disk_queue_path(const struct vm_config *cfg, char path[108])
 {
-    return run_path(cfg, ".disk-queue", path);
+    return run_path(cfg, ".disk-queue", path, RUN_SOCKET_MAX);
 }
 
 static int quote_log(const char *log, struct error *err)
@@ -97,8 +91,8 @@ int disk_server_start(const struct vm_config *cfg, bool standby, struct error *e
     cleanup_close int log = -1, null = -1;
     int alive[2], rc;
 
-    if (run_path(cfg, ".nbdkit.log", log_path) < 0 || run_path(cfg, ".nbd", nbd) < 0 ||
-        disk_queue_path(cfg, queue) < 0)
+    if (run_path(cfg, ".nbdkit.log", log_path, sizeof(log_path)) < 0 ||
+        run_path(cfg, ".nbd", nbd, sizeof(nbd)) < 0 || disk_queue_path(cfg, queue) < 0)
         return error_set(err, "run-dir = \"%s\" is too long for unix sockets in it", cfg->run_dir);
     if (queue_server(queue))
         return error_set(err, "a disk server of %s runs already (pid %d)", cfg->name,

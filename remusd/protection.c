@@ -14,6 +14,7 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
+#include "common/run-file.h"
 #include "common/urgent.h"
 #include "disk/image.h"
 #include "disk/server.h"
@@ -51,24 +52,13 @@ static void note(struct protection *p, const char *fmt, ...)
  * sent.  A daemon that comes after a crash finds there which run of the guest it looks after, and that nothing may
  * pass before the backup has spoken (R1, R7).
  */
-static void identity_path(const struct protection *p, char path[PATH_MAX])
-{
-    snprintf(path, PATH_MAX, "%s/%s.guest", p->cfg->run_dir, p->cfg->name);
-}
-
 static int save_identity(const struct protection *p, const char *word, struct error *err)
 {
-    char path[PATH_MAX], tmp[PATH_MAX + 4];
-    FILE *f;
-    bool ok;
+    char text[64];
+    int n = snprintf(text, sizeof(text), "%016" PRIx64 " %s %016" PRIx64 "\n", p->session, word,
+                     p->vm ? p->vm->instance : 0);
 
-    identity_path(p, path);
-    snprintf(tmp, sizeof(tmp), "%s.new", path);
-    f = fopen(tmp, "we");
-    ok = f && fprintf(f, "%016" PRIx64 " %s %016" PRIx64 "\n", p->session, word, p->vm ? p->vm->instance : 0) > 0;
-    if ((f && fclose(f) != 0) || !ok || rename(tmp, path) < 0)
-        return error_set(err, "%s: %s", path, strerror(errno));
-    return 0;
+    return run_file_write(p->cfg, ".guest", text, (size_t)n, err);
 }
 
 static void new_session(struct protection *p)
@@ -90,7 +80,7 @@ static void load_identity(struct protection *p, char word[8])
     FILE *f;
     int n = 0;
 
-    identity_path(p, path);
+    run_path(p->cfg, ".guest", path, sizeof(path));
     f = fopen(path, "re");
     if (f) {
         n = fscanf(f, "%" SCNx64 " %7s %" SCNx64, &p->session, word, &instance);

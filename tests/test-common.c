@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <limits.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -20,6 +21,7 @@
 #include "common/buffer.h"
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/run-file.h"
 #include "common/samples.h"
 
 /* --- bitmap --- */
@@ -276,6 +278,51 @@ static void arbiter_command_too_long(void **state)
     assert_int_equal(a.pid, 0);
 }
 
+static void run_files(void **state)
+{
+    char dir[] = "/tmp/remus-run-XXXXXX", path[PATH_MAX], text[16] = "";
+    struct vm_config cfg = {.name = "vm", .run_dir = dir};
+    struct error err;
+    FILE *f;
+
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(run_path(&cfg, ".a", path, strlen(dir) + 5), -1);
+    assert_string_equal(path, "");
+    assert_int_equal(run_path(&cfg, ".a", path, strlen(dir) + 6), 0);
+    assert_int_equal(run_file_write(&cfg, ".a", "long old text", 13, &err), 0);
+    assert_int_equal(run_file_write(&cfg, ".a", "new", 3, &err), 0);
+    f = fopen(path, "r");
+    assert_non_null(f);
+    assert_int_equal(fread(text, 1, sizeof(text), f), 3);
+    fclose(f);
+    assert_string_equal(text, "new");
+    run_file_remove(&cfg, ".a");
+    assert_int_equal(rmdir(dir), 0); /* and no temporary file is left */
+    assert_int_equal(run_file_write(&cfg, ".a", "new", 3, &err), -1);
+    assert_non_null(strstr(err.text, path));
+}
+
+static void last_line_of_a_log(void **state)
+{
+    struct error err;
+    FILE *f = tmpfile();
+
+    (void)state;
+    assert_non_null(f);
+    error_set(&err, "it failed");
+    assert_int_equal(run_log_quote(-1, &err), -1);
+    assert_int_equal(run_log_quote(fileno(f), &err), -1);
+    assert_string_equal(err.text, "it failed");
+    for (int i = 0; i < 1000; i++)
+        fputs("nothing to see\n", f);
+    fputs("no memory\n\n", f);
+    fflush(f);
+    assert_int_equal(run_log_quote(fileno(f), &err), -1);
+    assert_string_equal(err.text, "it failed: no memory");
+    fclose(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -293,6 +340,8 @@ int main(void)
         cmocka_unit_test(arbiter_is_told_what_it_decides),
         cmocka_unit_test(arbiter_cancelled),
         cmocka_unit_test(arbiter_command_too_long),
+        cmocka_unit_test(run_files),
+        cmocka_unit_test(last_line_of_a_log),
     };
 
     setenv("REMUS_FAULT", "env-one@3,env-two", 1);

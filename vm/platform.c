@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/run-file.h"
 #include "fake/fake.h"
 #include "qemu/qemu.h"
 #include "vm.h"
@@ -42,15 +43,13 @@ const struct replica_ops *replica_platform(const char *name)
 
 int vm_net_paths(const struct vm_config *cfg, char guest[108], char port[108])
 {
-    int g = snprintf(guest, 108, "%s/%s.net-guest", cfg->run_dir, cfg->name);
-    int p = snprintf(port, 108, "%s/%s.net-port", cfg->run_dir, cfg->name);
+    int g = run_path(cfg, ".net-guest", guest, RUN_SOCKET_MAX);
+    int p = run_path(cfg, ".net-port", port, RUN_SOCKET_MAX);
 
-    return g > 0 && g < 108 && p > 0 && p < 108 ? 0 : -1;
+    return g < 0 || p < 0 ? -1 : 0;
 }
 
 int vm_disk_path(const struct vm_config *cfg, char path[108])
 {
-    int n = snprintf(path, 108, "%s/%s.nbd", cfg->run_dir, cfg->name);
-
-    return n > 0 && n < 108 ? 0 : -1;
+    return run_path(cfg, ".nbd", path, RUN_SOCKET_MAX);
 }

@@ -15,6 +15,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/run-file.h"
 #include "machine.h"
 #include "process.h"
 #include "spawn.h"
@@ -36,16 +37,6 @@ uint64_t qemu_hash(const char *text)
     return h;
 }
 
-static int run_path(char path[108], const struct vm_config *cfg, const char *suffix,
-                    struct error *err)
-{
-    int n = snprintf(path, 108, "%s/%s%s", cfg->run_dir, cfg->name, suffix);
-
-    if (n < 0 || n >= 108)
-        return error_set(err, "run-dir = \"%s\" is too long for unix sockets in it", cfg->run_dir);
-    return 0;
-}
-
 static int init(struct qemu *qemu, const struct vm_config *cfg, struct error *err)
 {
     cleanup_free char *dir = NULL;
@@ -57,13 +48,12 @@ static int init(struct qemu *qemu, const struct vm_config *cfg, struct error *er
         return error_set(err, "run-dir = \"%s\": %s", cfg->run_dir, strerror(errno));
     snprintf(qemu->ram_path, sizeof(qemu->ram_path), RAM_DIR "/remusd-%016llx-%s.ram",
              (unsigned long long)qemu_hash(dir), cfg->name);
-    if (run_path(qemu->info_path, cfg, ".ram-info", err) < 0 ||
-        run_path(qemu->console_path, cfg, ".console", err) < 0 ||
-        run_path(qemu->log_path, cfg, ".qemu.log", err) < 0 ||
-        run_path(qemu->pid_path, cfg, ".pid", err) < 0 ||
-        run_path(qemu->qmp_path, cfg, ".qmp", err) < 0)
-        return -1;
-    if (vm_net_paths(cfg, qemu->guest_path, port_path) < 0)
+    if (run_path(cfg, ".ram-info", qemu->info_path, sizeof(qemu->info_path)) < 0 ||
+        run_path(cfg, ".console", qemu->console_path, sizeof(qemu->console_path)) < 0 ||
+        run_path(cfg, ".qemu.log", qemu->log_path, sizeof(qemu->log_path)) < 0 ||
+        run_path(cfg, ".pid", qemu->pid_path, sizeof(qemu->pid_path)) < 0 ||
+        run_path(cfg, ".qmp", qemu->qmp_path, sizeof(qemu->qmp_path)) < 0 ||
+        vm_net_paths(cfg, qemu->guest_path, port_path) < 0)
         return error_set(err, "run-dir = \"%s\" is too long for unix sockets in it", cfg->run_dir);
     return 0;
 }
@@ -332,22 +322,8 @@ fail:
 int qemu_quote_log(const struct qemu *qemu, struct error *err)
 {
     cleanup_close int fd = open(qemu->log_path, O_RDONLY | O_CLOEXEC);
-    struct error what = *err;
-    char text[2048], *line;
-    struct stat st;
-    ssize_t n;
 
-    if (fd < 0 || fstat(fd, &st) < 0)
-        return -1;
-    n = pread(fd, text, sizeof(text) - 1, st.st_size > (off_t)sizeof(text) - 1 ?
-              st.st_size - (off_t)sizeof(text) + 1 : 0);
-    while (n > 0 && text[n - 1] == '\n')
-        n--;
-    if (n <= 0)
-        return -1;
-    text[n] = '\0';
-    line = strrchr(text, '\n');
-    return error_set(err, "%.180s: %.300s", what.text, line ? line + 1 : text);
+    return run_log_quote(fd, err);
 }
 
 int qemu_status(struct qemu *qemu, char status[32], struct error *err)

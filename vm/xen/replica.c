@@ -15,6 +15,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/run-file.h"
 #include "domain.h"
 #include "xen.h"
 
@@ -56,7 +57,7 @@ static int start_restore(struct xen_replica *x, const struct xen_machine *m, str
 
     snprintf(program, sizeof(program), "%s/" XEN_RESTORE_PROGRAM,
              libexec ? libexec : PKGLIBEXECDIR);
-    snprintf(log, sizeof(log), "%s/%s.restore.log", x->cfg->run_dir, x->cfg->name);
+    run_path(x->cfg, ".restore.log", log, sizeof(log));
     x->log = open(log, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
     if (x->log < 0)
         return error_set(err, "%s: %s", log, strerror(errno));
@@ -94,24 +95,6 @@ static int start_restore(struct xen_replica *x, const struct xen_machine *m, str
     return 0;
 }
 
-/* The last line of its log behind err: libxl says there what it did not like. */
-static int quote_log(struct xen_replica *x, struct error *err)
-{
-    struct error what = *err;
-    char text[2048], *line;
-    off_t end = x->log < 0 ? -1 : lseek(x->log, 0, SEEK_END);
-    off_t from = end > (off_t)sizeof(text) - 1 ? end - (off_t)sizeof(text) + 1 : 0;
-    ssize_t n = end > 0 ? pread(x->log, text, sizeof(text) - 1, from) : 0;
-
-    while (n > 0 && text[n - 1] == '\n')
-        n--;
-    if (n <= 0)
-        return -1;
-    text[n] = '\0';
-    line = strrchr(text, '\n');
-    return error_set(err, "%.180s: %.300s", what.text, line ? line + 1 : text);
-}
-
 static int feed(struct xen_replica *x, const uint8_t *data, size_t len, uint64_t deadline,
                 struct error *err)
 {
@@ -129,7 +112,7 @@ static int feed(struct xen_replica *x, const uint8_t *data, size_t len, uint64_t
             poll(&p, 1, 100);
         } else if (errno != EINTR) {
             error_set(err, "restoring the domain failed");
-            return quote_log(x, err);
+            return run_log_quote(x->log, err);
         }
     }
     return 0;
@@ -173,7 +156,7 @@ static int wait_for_memory(struct xen_replica *x, uint64_t want, uint64_t deadli
         if (waitpid(x->restore, NULL, WNOHANG) == x->restore) {
             x->restore = 0;
             error_set(err, "restoring the domain failed");
-            return quote_log(x, err);
+            return run_log_quote(x->log, err);
         }
         if (clock_ns() > deadline)
             return error_set(err, "restoring the domain takes too long");
@@ -329,7 +312,7 @@ static int await_answer(struct xen_replica *x, struct error *err)
     if (read(x->answer, word, sizeof(word) - 1) > 0 && strcmp(word, "running\n") == 0)
         return 0;
     error_set(err, "restoring the domain failed");
-    return quote_log(x, err);
+    return run_log_quote(x->log, err);
 }
 
 static int replica_activate(struct replica *r, const uint8_t *state, size_t len, struct error *err)

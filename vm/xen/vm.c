@@ -17,6 +17,7 @@
 
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/run-file.h"
 #include "domain.h"
 #include "xen.h"
 
@@ -688,8 +689,9 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
     }
     v->domain.id = xen_domain_find(&v->domain, cfg->name);
     snprintf(v->control, sizeof(v->control), "/local/domain/%u/control/shutdown", v->domain.id);
-    snprintf(v->marker, sizeof(v->marker), "%s/%s.logdirty", cfg->run_dir, cfg->name);
-    if (v->domain.id == 0)
+    if (run_path(cfg, ".logdirty", v->marker, sizeof(v->marker)) < 0)
+        error_set(err, "run-dir = \"%s\" is too long", cfg->run_dir);
+    else if (v->domain.id == 0)
         error_set(err, "there is no domain \"%s\": start it with xl create", cfg->name);
     else if (xen_profile(&v->domain, v->vm.profile, err) == 0 && set_up(v, cfg, err) == 0) {
         *vm = &v->vm;
