@@ -8,6 +8,8 @@ proxy between the daemons that reads, delays, drops or cuts the protocol.  No ro
         pair.primary.kill_host()         # daemon and guest, as a power failure would
         pair.backup.wait_state("active")
 """
+import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
@@ -26,7 +28,9 @@ import traceback
 BUILD = os.environ.get("top_builddir", ".")
 TYPES = ("", "HELLO", "WELCOME", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "ACK", "GOODBYE",
          "HANDOVER", "ACTIVATED", "DISK", "DISK_END", "DISKS", "COMPARED", "MACHINE")
-PATIENCE = 60  # seconds that anything may take on a busy machine
+SLOW = int(os.environ.get("REMUS_TEST_SLOW", 1))  # how much slower the build under test is, with a sanitizer
+PATIENCE = 60 * SLOW  # seconds that anything may take on a busy machine
+SLOTS = max(1, 3 * os.cpu_count() // SLOW)  # tests that run at a time, in all programs of a build together
 
 
 def wait_for(what, condition, patience=PATIENCE):
@@ -39,6 +43,21 @@ def wait_for(what, condition, patience=PATIENCE):
         if time.monotonic() > end:
             raise AssertionError(f"timed out: {what}")
         time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def slot():
+    """Waits for a free one of SLOTS."""
+    while True:
+        for n in range(SLOTS):
+            with open(os.path.join(BUILD, "tests", f"slot-{n}.lock"), "ab") as f:
+                try:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                yield
+                return
+        time.sleep(0.02)
 
 
 class Frame:
@@ -91,6 +110,7 @@ class Host:
         keys = {"platform": "fake", "memory": 16, "interval": 10, "fake-rate": 2000, "fake-frames": 400,
                 "tap": "unix:" + self.sink.path, "mac": "52:54:00:00:00:01", "timeout": 500}
         keys.update({k.replace("_", "-"): v for k, v in vm.items()})
+        keys.update({k: keys[k] * SLOW for k in ("interval", "timeout")}, **{"fake-rate": keys["fake-rate"] // SLOW})
 
         def text(v):
             if isinstance(v, bool):
@@ -379,8 +399,8 @@ def run_test(number):
 
 
 class Suite:
-    """TAP for automake.  Tests are functions; a test's name names the rule that it checks.  Four run at
-    a time, each in a process of its own: they mostly wait.  SEED=N repeats what is random."""
+    """TAP for automake.  Tests are functions; a test's name names the rule that it checks.  SLOTS of
+    them run at a time, each in a process of its own: they mostly wait.  SEED=N repeats what is random."""
 
     def __init__(self):
         self.tests = []
@@ -394,7 +414,8 @@ class Suite:
         """What went wrong: (short, long), or None."""
         random.seed(f"{self.seed} {number}")
         try:
-            self.tests[number][1]()
+            with slot():
+                self.tests[number][1]()
             return None
         except Exception as e:  # pylint: disable=broad-except
             return f"{e!r}"[:300].replace("\n", " "), traceback.format_exc()
@@ -406,7 +427,7 @@ class Suite:
         global running  # the processes find it there
         running = self
         failed = 0
-        with multiprocessing.get_context("fork").Pool(4, maxtasksperchild=1) as pool:
+        with multiprocessing.get_context("fork").Pool(SLOTS, maxtasksperchild=1) as pool:
             for number, wrong in enumerate(pool.imap(run_test, range(len(self.tests)))):
                 name = self.tests[number][0]
                 if wrong:

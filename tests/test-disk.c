@@ -561,8 +561,14 @@ static void await_compared(struct journal *j, struct proto_compared *c, uint64_t
             continue;
         }
         octets -= more.octets;
-        for (unsigned i = 0; i < more.count; i++)
-            c->differ[c->count++] = more.differ[i];
+        for (unsigned i = 0; i < more.count; i++) { /* a range may come in parts */
+            struct proto_range *last = c->count ? &c->differ[c->count - 1] : NULL;
+
+            if (last && last->disk == more.differ[i].disk && last->offset + last->length == more.differ[i].offset)
+                last->length += more.differ[i].length;
+            else
+                c->differ[c->count++] = more.differ[i];
+        }
     }
     assert_false(journal_compared(j, c + 1));
 }

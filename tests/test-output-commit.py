@@ -4,7 +4,7 @@
 import random
 import time
 
-from remus_hosts import Pair, Suite, wait_for
+from remus_hosts import SLOW, Pair, Suite, wait_for
 
 suite = Suite()
 
@@ -37,7 +37,7 @@ def withheld_acknowledgement_holds_for_ever_R1():
 @suite.test
 def slow_link_slows_epochs_down_and_loses_nothing_R6_R9():
     with Pair(timeout=3000) as pair:
-        pair.proxy.filter = lambda way, kind, *_: 0.03 if kind == "END" else 0
+        pair.proxy.filter = lambda way, kind, *_: 0.03 * SLOW if kind == "END" else 0
         pair.protect()
         pair.wait_epochs(30)
         status = pair.primary.do("status")

@@ -4,7 +4,7 @@
 import os
 import time
 
-from remus_hosts import Pair, Suite, wait_for
+from remus_hosts import SLOW, Pair, Suite, wait_for
 
 suite = Suite()
 
@@ -158,9 +158,8 @@ def silence_is_a_failure_and_the_old_primary_ends_itself_R7():
         pair.wait_epochs(10)
         pair.proxy.stalled.set()
         pair.backup.wait_state("active")
-        told = released(pair)
         time.sleep(0.2)
-        assert released(pair) == told, "R1: the cut-off primary went on alone"
+        pair.check_released()  # the cut-off primary does not go on alone
         pair.proxy.stalled.clear()
         pair.primary.wait_state("lost")
         guest_is_ended(pair)
@@ -178,7 +177,7 @@ def busy_is_not_gone_R7():
             pair.proxy.filter = lambda way, kind, *_: None if way == "P" and kind == lost else 0
             if lost == "PAGES":  # a checkpoint that never becomes whole: only heartbeats are left
                 pair.proxy.filter = lambda way, kind, *_: 0 if way == "B" or kind == "HEARTBEAT" else None
-            time.sleep(1.2)
+            time.sleep(1.2 * SLOW)
             assert pair.backup.state() == "ready", pair.backup.log()
 
 
