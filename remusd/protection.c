@@ -387,6 +387,16 @@ static bool disks_synchronised(struct protection *p)
     return e->link_end == LINK_UP && p->request == REQUEST_NONE;
 }
 
+/* After a checkpoint, or a round of synchronising, that failed.  A process that is just dying may still look alive. */
+static enum vm_health health_in_the_end(struct protection *p)
+{
+    enum vm_health health;
+
+    for (int i = 0; (health = p->vm->ops->health(p->vm)) == VM_ALIVE && i < 40; i++)
+        clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
+    return health;
+}
+
 /* Brings the backup so far that the next checkpoint can make it a replica. */
 static bool synchronise(struct protection *p)
 {
@@ -395,23 +405,18 @@ static bool synchronise(struct protection *p)
 
     if (!disks_synchronised(p))
         return false;
-    if ((!p->committed && engine_precopy(e, &err) < 0) || save_identity(p, "held", &err) < 0) {
+    if (!p->committed && engine_precopy(e, &err) < 0) {
+        if (!guest_gone(p, health_in_the_end(p)))
+            engine_end_link(e, LINK_LOST, "%s", err.text);
+        return false;
+    }
+    if (save_identity(p, "held", &err) < 0) {
         engine_end_link(e, LINK_LOST, "%s", err.text);
         return false;
     }
     EVENT(p, lifecycle_first_checkpoint(&p->lc));
     p->synchronised = true;
     return true;
-}
-
-/* After a checkpoint that failed.  A process that is just dying may still look alive. */
-static enum vm_health health_in_the_end(struct protection *p)
-{
-    enum vm_health health;
-
-    for (int i = 0; (health = p->vm->ops->health(p->vm)) == VM_ALIVE && i < 40; i++)
-        clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
-    return health;
 }
 
 /*
