@@ -240,7 +240,8 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
     /* What the backup lacks of the disks would be one checkpoint's, and must fit into its journal. */
     bool continuous = p->continuous &&
                       (!e->disk || disk_changed_since(e->disk, e->disk_acked) < p->cfg->disk_journal_bytes / 2);
-    enum answer answer = dial(p, continuous ? 0 : HELLO_RESYNC, &link, &welcome, &err);
+    uint32_t flags = (continuous ? 0 : HELLO_RESYNC) | (p->lc.held ? HELLO_HELD : 0);
+    enum answer answer = dial(p, flags, &link, &welcome, &err);
 
     if (answer == ANSWER_WELCOME) {
         if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
@@ -350,7 +351,7 @@ static bool guest_gone(struct protection *p, enum vm_health health)
         return true;
     }
     note(p, health == VM_SHUT_DOWN ? "the guest shut down" : "the guest's process died");
-    if (e->link)
+    if (e->link && (health == VM_SHUT_DOWN || !p->lc.held)) /* else the backup may have an old checkpoint that counts */
         say_goodbye(p, "the guest shut down");
     EVENT(p, lifecycle_guest_gone(&p->lc, clock_ns()));
     return true;

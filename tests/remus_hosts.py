@@ -286,6 +286,7 @@ class Proxy(threading.Thread):
                 s.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+        source.close()
 
     def record(self, target, direction, kind, epoch, record):
         delay = self.filter(direction, kind, epoch, record[24:])
@@ -363,6 +364,33 @@ class Pair:
         start = self.primary.do("status")["acked_epoch"]
         wait_for(f"{count} more epochs\n{self.primary.log()}",
                  lambda: self.primary.do("status")["acked_epoch"] >= start + count)
+
+    def lose_ends(self):
+        """From now on the end of a checkpoint never arrives, and nothing behind it."""
+        count, ended = self.proxy.filter, False
+        self.synchronising = 0  # records of PAGES
+
+        def no_end(way, kind, epoch, body):
+            nonlocal ended
+            if way == "P" and kind in ("HELLO", "END"):
+                ended = kind == "END"
+            self.synchronising += kind == "PAGES" and epoch == 0
+            return None if way == "P" and ended and kind != "HEARTBEAT" else count(way, kind, epoch, body)
+        self.proxy.filter = no_end
+
+    def resync_without_end(self):
+        """remusd dies, comes back, and sends everything anew, but the end of that never arrives.  The
+        checkpoint that the backup has meanwhile."""
+        self.primary.kill_daemon()
+        self.backup.wait_state("suspect")
+        kept, before = self.backup.do("status")["epoch"], self.proxy.counts["STATE"]
+        self.lose_ends()
+        self.primary.start()
+        wait_for("a checkpoint but for its end", lambda: self.proxy.counts["STATE"] > before)
+        status = self.backup.do("status")
+        assert status["state"] == "ready" and status["epoch"] == kept, status
+        assert "anew" in status["advice"], status
+        return kept
 
     # --- rules ---
 

@@ -205,6 +205,21 @@ def host_lost_under_writes_R4_R5():
 
 
 @suite.test
+def host_lost_while_everything_is_sent_anew_R4_R5():
+    with Disks(2, takeover="manual") as pair:
+        pair.protect()
+        writer = Writer(pair, pair.primary)
+        pair.wait_epochs(30)
+        kept = pair.resync_without_end()
+        assert pair.backup.do("status")["disks"]["in_step"]
+        pair.kill_primary()
+        writer.join()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        assert check_takeover(pair, writer) > 0 and pair.backup.do("status")["takeover"]["epoch"] == kept
+
+
+@suite.test
 def replica_refuses_writes_until_activated_R5():
     with Disks(takeover="automatic") as pair:
         pair.protect()
