@@ -381,7 +381,7 @@ static enum link_start choose_start(const struct standby *s, const struct proto_
 static int welcome(struct standby *s, const struct proto_hello *hello, struct error *err)
 {
     static const char *const words[] = {
-        [START_ANEW] = "synchronising",
+        [START_ANEW] = "synchronising; no checkpoint is held",
         [START_RESUME] = "going on from the checkpoint held",
         [START_KEEP] = "synchronising; until that is whole the checkpoint held still counts",
     };

@@ -60,6 +60,17 @@ def slot():
         time.sleep(0.02)
 
 
+def free_port():
+    """Outside of the range that the kernel takes ports of connections from, and another for each process."""
+    while True:
+        port = 10000 + os.getpid() % 220 * 100 + random.randrange(100)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            return port
+        except OSError:
+            pass
+
+
 class Frame:
     """A frame of the fake guest (vm/fake/fake.h)."""
 
@@ -332,8 +343,7 @@ class Pair:
 
     def __init__(self, primary_keys=None, backup_keys=None, **keys):
         self.dir = tempfile.mkdtemp(prefix="remus-test-")
-        with socket.create_server(("127.0.0.1", 0)) as s:
-            port = s.getsockname()[1]
+        port = free_port()
         self.proxy = Proxy(port)
         self.primary = Host(self, "primary", "remusd")
         self.backup = Host(self, "backup", "remus-backupd")

@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import threading
 import time
 
 import remus_reader
-from remus_hosts import BUILD, PATIENCE, TYPES, Pair, Suite, wait_for
+from remus_hosts import BUILD, PATIENCE, TYPES, Pair, Suite, free_port, wait_for
 from remus_nbd import FUA, Nbd
 
 suite = Suite()
@@ -79,8 +78,7 @@ class Disks(Pair):
         """The hosts change their roles: what an operator does with `backup' in the two configurations."""
         self.primary, self.backup = self.backup, self.primary
         self.primary.program, self.backup.program = "remusd", "remus-backupd"
-        with socket.create_server(("127.0.0.1", 0)) as s:
-            self.proxy.backup_port = s.getsockname()[1]
+        self.proxy.backup_port = free_port()
         self.primary.write_config("127.0.0.1:7910", backup=f"127.0.0.1:{self.proxy.port}", protect=True, **self.keys)
         self.backup.write_config(f"127.0.0.1:{self.proxy.backup_port}", **self.keys)
         for host in (self.primary, self.backup):
