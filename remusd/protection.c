@@ -598,6 +598,8 @@ void protection_stop(struct protection *p)
         p->port->ops->close(p->port);
     if (p->vm)
         p->vm->ops->close(p->vm);
+    else if (p->engine.disk && !vm_platform(p->cfg->platform)->running(p->cfg))
+        disk_server_stop(p->cfg, &err); /* no guest came that would end it */
     engine_free(&p->engine);
     free(p);
 }
