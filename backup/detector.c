@@ -56,6 +56,12 @@ void detector_committed(struct detector *d, uint64_t now)
         enter(d, DT_READY, now);
 }
 
+void detector_given_up(struct detector *d, uint64_t now)
+{
+    if (d->state == DT_READY)
+        enter(d, DT_SYNCING, now);
+}
+
 void detector_heard(struct detector *d, uint64_t at, uint64_t now)
 {
     if (at <= d->heard)

@@ -28,7 +28,7 @@
 enum detector_state {
     DT_WAITING,     /* no primary, no replica */
     DT_SYNCING,     /* a replica is being filled: there is nothing to take over */
-    DT_READY,       /* a whole checkpoint is here, and the primary lives */
+    DT_READY,       /* a whole checkpoint is here, and the primary lives; it may be sending everything anew */
     DT_SUSPECT,     /* the primary was silent or vanished */
     DT_ASKING,      /* the arbiter is being asked */
     DT_TAKING_OVER,
@@ -66,6 +66,7 @@ void detector_init(struct detector *d, bool has_arbiter, bool automatic, uint64_
 /* A primary has connected.  whole: the backup still holds a checkpoint of its session. */
 void detector_connected(struct detector *d, bool whole, uint64_t timeout, uint64_t now);
 void detector_committed(struct detector *d, uint64_t now); /* a checkpoint was acknowledged */
+void detector_given_up(struct detector *d, uint64_t now);  /* the checkpoint that was here is gone */
 void detector_heard(struct detector *d, uint64_t at, uint64_t now);
 void detector_closed(struct detector *d, const char *why, uint64_t now); /* without a goodbye */
 void detector_goodbye(struct detector *d, uint64_t now);

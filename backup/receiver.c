@@ -7,6 +7,7 @@
 #include <sys/mman.h>
 #include <xxhash.h>
 
+#include "common/bitmap.h"
 #include "common/buffer.h"
 #include "common/fault.h"
 #include "common/wire.h"
@@ -40,6 +41,13 @@ struct receiver {
 
     struct blobs applied;
     uint64_t received;
+
+    /* synchronising over an old checkpoint, whose state is still in `applied` */
+    uint64_t kept;       /* its number; 0: none */
+    struct bitmap saved; /* pages that are not that checkpoint's any more */
+    uint8_t *undo;       /* their old content */
+    uint64_t *undo_pfns;
+    uint64_t undo_count, undo_max;
 };
 
 static size_t stage_octets(const struct receiver *r)
@@ -67,12 +75,15 @@ struct receiver *receiver_new(uint8_t *memory, uint64_t pages, size_t stage_byte
     r->decoder = page_decoder_new();
     r->stage = reserve(stage_octets(r));
     r->pfns = reserve((r->stage_max + PAGE_BLOCK_MAX) * sizeof(*r->pfns));
-    if (!r->decoder || !r->stage || !r->pfns) {
+    r->undo_max = r->stage_max / 4 + 1;
+    r->undo = reserve(r->undo_max * PAGE_SIZE);
+    r->undo_pfns = reserve(r->undo_max * sizeof(*r->undo_pfns));
+    if (!r->decoder || !r->stage || !r->pfns || !r->undo || !r->undo_pfns || bitmap_init(&r->saved, pages) < 0) {
         receiver_free(r);
         errno = ENOMEM;
         return NULL;
     }
-    receiver_start(r, false);
+    receiver_start(r, START_ANEW);
     return r;
 }
 
@@ -89,6 +100,11 @@ void receiver_free(struct receiver *r)
         munmap(r->stage, stage_octets(r));
     if (r->pfns)
         munmap(r->pfns, (r->stage_max + PAGE_BLOCK_MAX) * sizeof(*r->pfns));
+    if (r->undo)
+        munmap(r->undo, r->undo_max * PAGE_SIZE);
+    if (r->undo_pfns)
+        munmap(r->undo_pfns, r->undo_max * sizeof(*r->undo_pfns));
+    bitmap_free(&r->saved);
     page_decoder_free(r->decoder);
     buffer_free(&r->incoming.state);
     buffer_free(&r->incoming.net);
@@ -108,12 +124,56 @@ static void expect_next(struct receiver *r)
     buffer_clear(&r->incoming.net);
 }
 
-void receiver_start(struct receiver *r, bool resume)
+static void forget_kept(struct receiver *r)
+{
+    if (!r->kept)
+        return;
+    r->kept = r->undo_count = 0;
+    bitmap_clear_all(&r->saved);
+    madvise(r->undo, r->undo_max * PAGE_SIZE, MADV_DONTNEED);
+}
+
+/* Before a page of no checkpoint is written. */
+static void keep_page(struct receiver *r, uint64_t pfn, const uint8_t *new)
+{
+    const uint8_t *old = r->memory + pfn * PAGE_SIZE;
+
+    if (!r->kept || bitmap_test(&r->saved, pfn) || memcmp(old, new, PAGE_SIZE) == 0)
+        return;
+    if (r->undo_count == r->undo_max) {
+        forget_kept(r);
+        return;
+    }
+    memcpy(r->undo + r->undo_count * PAGE_SIZE, old, PAGE_SIZE);
+    r->undo_pfns[r->undo_count++] = pfn;
+    bitmap_set(&r->saved, pfn);
+}
+
+bool receiver_keeps(const struct receiver *r)
+{
+    return r->kept;
+}
+
+void receiver_restore(struct receiver *r)
+{
+    if (!r->kept)
+        return;
+    for (uint64_t i = 0; i < r->undo_count; i++)
+        memcpy(r->memory + r->undo_pfns[i] * PAGE_SIZE, r->undo + i * PAGE_SIZE, PAGE_SIZE);
+    r->applied.epoch = r->kept;
+    forget_kept(r);
+}
+
+void receiver_start(struct receiver *r, enum link_start start)
 {
     page_decoder_reset(r->decoder);
-    if (!resume)
+    if (start == START_ANEW)
+        forget_kept(r);
+    else if (start == START_KEEP && r->applied.epoch)
+        r->kept = r->applied.epoch;
+    if (start != START_RESUME)
         r->applied.epoch = 0;
-    r->resumed = resume;
+    r->resumed = start == START_RESUME;
     expect_next(r);
 }
 
@@ -158,8 +218,10 @@ static int take_pages(struct receiver *r, const struct record *rec, struct error
         wire_put_uint(&w, r->pfns[at + (uint64_t)i], 8);
         XXH3_64bits_update(&r->digest, pfn, sizeof(pfn));
         XXH3_64bits_update(&r->digest, stage + (size_t)i * PAGE_SIZE, PAGE_SIZE);
-        if (sync)
+        if (sync) {
+            keep_page(r, r->pfns[i], stage + (size_t)i * PAGE_SIZE);
             memcpy(r->memory + r->pfns[i] * PAGE_SIZE, stage + (size_t)i * PAGE_SIZE, PAGE_SIZE);
+        }
     }
     r->digest_pages += (uint64_t)n;
     r->received += (uint64_t)n;
@@ -194,7 +256,11 @@ static int take_disk(struct receiver *r, const struct record *rec, struct error 
         return error_set(err, "disk changes of no checkpoint after synchronising has ended");
     if (rec->epoch && check_epoch(r, rec, err) < 0)
         return -1;
-    return journal_write(r->journal, rec->epoch, rec->body, rec->length, err);
+    if (journal_write(r->journal, rec->epoch, rec->body, rec->length, err) < 0)
+        return -1;
+    if (r->kept && !journal_whole(r->journal))
+        forget_kept(r);
+    return 0;
 }
 
 static int take_disk_end(struct receiver *r, const struct record *rec, struct error *err)
@@ -280,6 +346,7 @@ void receiver_apply(struct receiver *r)
 
     if (!r->whole)
         return;
+    forget_kept(r);
     copy_staged(r, 0, r->staged / 2);
     fault_crash("backup-amid-apply", r->epoch);
     copy_staged(r, r->staged / 2, r->staged);
@@ -300,7 +367,7 @@ uint64_t receiver_staged(const struct receiver *r)
 void receiver_checkpoint(const struct receiver *r, struct receiver_checkpoint *ck)
 {
     *ck = (struct receiver_checkpoint){
-        .epoch = r->applied.epoch,
+        .epoch = r->kept ? r->kept : r->applied.epoch,
         .state = r->applied.state.data,
         .net = r->applied.net.data,
         .state_length = r->applied.state.len,

@@ -3,7 +3,8 @@
  * From records to whole checkpoints on the replica's memory.  Knows no socket and no clock, so that tests and the
  * fuzzer drive it directly.
  *
- *     PAGES (epoch 0)   decoded and written to memory at once: synchronising, there is no replica yet
+ *     PAGES (epoch 0)   decoded and written to memory at once: synchronising, there is no replica yet, or the pages that
+ *                       they replace are kept aside, so that the old one can be had back
  *     PAGES (epoch N)   decoded into the stage
  *     STATE, NET        appended
  *     DISK              into the journal of the disks, checked; with epoch 0 into their images at once
@@ -29,7 +30,7 @@ struct receiver;
 
 enum receiver_result { RECEIVER_MORE, RECEIVER_WHOLE, RECEIVER_ERROR };
 
-/* The last whole checkpoint that was applied; state and net belong to the receiver. */
+/* The last whole checkpoint: applied, or kept.  State and net belong to the receiver. */
 struct receiver_checkpoint {
     uint64_t epoch; /* 0: none */
     const uint8_t *state, *net;
@@ -45,8 +46,15 @@ struct receiver *receiver_new(uint8_t *memory, uint64_t pages, size_t stage_byte
 void receiver_set_journal(struct receiver *r, struct journal *journal);
 void receiver_free(struct receiver *r);
 
-/* A new link.  resume: the applied checkpoint stays, and pages of epoch 0 are refused. */
-void receiver_start(struct receiver *r, bool resume);
+/*
+ * A new link.  START_RESUME: the applied checkpoint stays, and pages of epoch 0 are refused.  START_KEEP: what they replace
+ * is kept, up to a quarter of the stage and what the journal holds (R9); beyond that, the old checkpoint is given up.
+ */
+void receiver_start(struct receiver *r, enum link_start start);
+
+/* Is the checkpoint one from before START_KEEP?  Then receiver_restore makes memory that checkpoint again. */
+bool receiver_keeps(const struct receiver *r);
+void receiver_restore(struct receiver *r);
 
 /* PAGES, STATE, NET or END. */
 enum receiver_result receiver_record(struct receiver *r, const struct record *rec,

@@ -47,7 +47,7 @@ struct view {
     char primary[64];
     uint64_t epoch, checkpoints, bytes, memory_bytes;
     struct takeover_times takeover;
-    bool has_disks;
+    bool has_disks, keeps;
     struct journal_stats disks;
     char last_error[512];
     uint64_t last_error_at;
@@ -307,7 +307,8 @@ static int open_disks(struct standby *s, const struct proto_hello *hello, struct
 }
 
 /* Tells the primary what is here of each disk, and gets ready for the rest. */
-static int begin_disks(struct standby *s, const struct proto_hello *hello, bool resume, struct error *err)
+static int begin_disks(struct standby *s, const struct proto_hello *hello, enum link_start start,
+                       struct error *err)
 {
     struct disk_info infos[DISKS_MAX];
     uint64_t bases[DISKS_MAX];
@@ -320,9 +321,9 @@ static int begin_disks(struct standby *s, const struct proto_hello *hello, bool 
     disk_infos_of(hello, infos);
     journal_bases(s->journal, infos, bases);
     for (unsigned i = 0; i < hello->disk_count; i++)
-        if (!bases[i] && !resume && hello->features & FEATURE_DISK_CHECKS && journal_may_be_alike(s->journal, i))
+        if (!bases[i] && start == START_ANEW && hello->features & FEATURE_DISK_CHECKS && journal_may_be_alike(s->journal, i))
             bases[i] = DISK_COMPARE;
-    if (journal_begin(s->journal, infos, resume, err) < 0)
+    if (journal_begin(s->journal, infos, start, err) < 0)
         return -1;
     iov.iov_len = proto_put_disks(body, bases, hello->disk_count);
     return link_send(s->link, PROTO_DISKS, 0, &iov, 1) < 0 ? error_set(err, "the primary went away") : 0;
@@ -361,11 +362,30 @@ static int take_description(struct standby *s, const struct proto_hello *hello, 
     return buffer_append(into, rec.body, rec.length) < 0 ? error_set(err, "no memory") : 0;
 }
 
+/* What becomes of the checkpoint that is here. */
+static enum link_start choose_start(const struct standby *s, const struct proto_hello *hello)
+{
+    struct disk_info infos[DISKS_MAX];
+
+    if (hello->session != s->session || held_checkpoint(s).epoch == 0)
+        return START_ANEW;
+    if (!(hello->flags & HELLO_RESYNC) && !receiver_keeps(s->receiver))
+        return START_RESUME;
+    disk_infos_of(hello, infos);
+    if (!(hello->flags & HELLO_HELD) || (s->journal && !journal_can_keep(s->journal, infos)))
+        return START_ANEW;
+    return START_KEEP;
+}
+
 /* Prepares for the link in s->link and welcomes it.  0, or a refusal. */
 static int welcome(struct standby *s, const struct proto_hello *hello, struct error *err)
 {
-    bool resume = hello->session == s->session && held_checkpoint(s).epoch &&
-                  !(hello->flags & HELLO_RESYNC);
+    static const char *const words[] = {
+        [START_ANEW] = "synchronising; no checkpoint is held",
+        [START_RESUME] = "going on from the checkpoint held",
+        [START_KEEP] = "synchronising; until that is whole the checkpoint held still counts",
+    };
+    enum link_start start = choose_start(s, hello);
     struct proto_welcome w = {.version = (uint16_t)proto_choose_version(hello, err)};
     uint8_t body[PROTO_SMALL_MAX];
     struct iovec iov = {.iov_base = body};
@@ -376,7 +396,7 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
         return error_set(err, "cannot start a thread"), REFUSE_RESOURCES;
     if (take_description(s, hello, &description, err) < 0)
         return REFUSE_PROTOCOL;
-    if (!resume) {
+    if (start == START_ANEW) {
         drop_replica(s);
         if (open_replica(s, hello, &description, err) < 0) {
             drop_replica(s);
@@ -384,19 +404,18 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
         }
         s->session = hello->session;
     }
-    receiver_start(s->receiver, resume);
+    receiver_start(s->receiver, start);
     w.features = hello->features & FEATURES_KNOWN;
-    if (begin_disks(s, hello, resume, err) < 0) {
+    if (begin_disks(s, hello, start, err) < 0) {
         drop_replica(s);
         return REFUSE_RESOURCES;
     }
-    w.committed = held_checkpoint(s).epoch;
+    w.committed = start == START_RESUME ? held_checkpoint(s).epoch : 0;
     iov.iov_len = proto_put_welcome(body, &w);
     if (link_send(s->link, PROTO_WELCOME, 0, &iov, 1) < 0)
         return error_set(err, "the primary went away"), REFUSE_PROTOCOL;
-    detector_connected(&s->detector, resume, hello->timeout_ms * NS_PER_MS, clock_ns());
-    log_info(s->cfg->name, "primary %s connected, %s", link_peer(s->link),
-             resume ? "going on from the checkpoint held" : "synchronising");
+    detector_connected(&s->detector, start != START_ANEW, hello->timeout_ms * NS_PER_MS, clock_ns());
+    log_info(s->cfg->name, "primary %s connected, %s", link_peer(s->link), words[start]);
     return 0;
 }
 
@@ -470,6 +489,21 @@ static void whole_checkpoint(struct standby *s)
     detector_committed(&s->detector, clock_ns());
 }
 
+/* A record of a checkpoint, or of no checkpoint yet. */
+static int take_record(struct standby *s, const struct record *rec, struct error *err)
+{
+    uint64_t kept = receiver_keeps(s->receiver) ? held_checkpoint(s).epoch : 0;
+    enum receiver_result result = receiver_record(s->receiver, rec, err);
+
+    if (kept && held_checkpoint(s).epoch == 0) {
+        note(s, "too much has changed to keep checkpoint %" PRIu64 " until synchronising is whole", kept);
+        detector_given_up(&s->detector, clock_ns());
+    }
+    if (result == RECEIVER_WHOLE)
+        whole_checkpoint(s);
+    return result == RECEIVER_ERROR ? -1 : 0;
+}
+
 static int handle(struct standby *s, const struct record *rec, struct error *err)
 {
     struct proto_notice notice;
@@ -489,22 +523,14 @@ static int handle(struct standby *s, const struct record *rec, struct error *err
         drop_replica(s);
         return 0;
     case PROTO_HANDOVER:
-        if (rec->epoch == 0 || rec->epoch > held_checkpoint(s).epoch)
+        if (rec->epoch == 0 || rec->epoch > held_checkpoint(s).epoch || receiver_keeps(s->receiver))
             return error_set(err, "handover of checkpoint %" PRIu64 ", but %" PRIu64 " is held",
                              rec->epoch, held_checkpoint(s).epoch);
         s->handover = true;
         detector_handover(&s->detector, clock_ns());
         return 0;
     default:
-        switch (receiver_record(s->receiver, rec, err)) {
-        case RECEIVER_WHOLE:
-            whole_checkpoint(s);
-            return 0;
-        case RECEIVER_MORE:
-            return 0;
-        default:
-            return -1;
-        }
+        return take_record(s, rec, err);
     }
 }
 
@@ -578,6 +604,7 @@ static void take_over(struct standby *s)
         .epoch = ck.epoch,
     };
     fault_crash("backup-before-activate", ck.epoch);
+    receiver_restore(s->receiver);
     s->spent = s->session;
     forget_guest(s);
     keep_net_state(s, &ck);
@@ -683,6 +710,7 @@ static void publish(struct standby *s)
     memcpy(v->reason, s->detector.reason, sizeof(v->reason));
     if (s->receiver)
         v->epoch = held_checkpoint(s).epoch;
+    v->keeps = s->receiver && receiver_keeps(s->receiver);
     v->bytes = s->bytes_before + (s->link ? link_bytes_received(s->link) : 0);
     v->memory_bytes = s->replica ? s->cfg->memory_bytes : 0;
     v->has_disks = s->journal;
@@ -954,6 +982,10 @@ static const char *advice(const struct standby *s, const struct view *v)
         return "the replica could not be activated and is gone; start the VM from its own means";
     case DT_WAITING:
         return "waits for a primary: remusctl protect there";
+    case DT_READY:
+        return v->keeps ? "the primary sends everything anew; should it be lost meanwhile, the checkpoint from before "
+                          "that is taken over"
+                        : NULL;
     default:
         return NULL;
     }

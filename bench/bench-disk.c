@@ -279,7 +279,7 @@ static int receive(struct protected *p, char *const replica[], struct error *err
     uint8_t *memory = mmap(NULL, p->vm->pages * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     if (journal_open(&b->journal, replica, info, 1, 256u * MIB, err) < 0 ||
-        journal_begin(b->journal, info, false, err) < 0)
+        journal_begin(b->journal, info, START_ANEW, err) < 0)
         return -1;
     b->receiver = receiver_new(memory, p->vm->pages, p->vm->pages * PAGE_SIZE);
     receiver_set_journal(b->receiver, b->journal);
@@ -442,7 +442,7 @@ static int bench_backup(const char *dir, struct error *err)
         plain[round] = plain_write(path, entries);
         unlink(record);
         if (journal_open(&j, (char *[]){path}, &info, 1, 256u * MIB, err) < 0 ||
-            journal_begin(j, &info, false, err) < 0)
+            journal_begin(j, &info, START_ANEW, err) < 0)
             return -1;
         began = clock_ns();
         for (; epoch <= DISK_SIZE / EPOCH_OCTETS; epoch++)
@@ -452,7 +452,7 @@ static int bench_backup(const char *dir, struct error *err)
             usleep(500);
             journal_stats(j, &stats);
         } while (stats.applied_epoch != stats.committed_epoch);
-        if (journal_begin(j, &info, false, err) < 0)
+        if (journal_begin(j, &info, START_ANEW, err) < 0)
             return -1;
         through[round] = (double)DISK_SIZE / MIB / ((double)(clock_ns() - began) / 1e9);
         for (uint64_t last = epoch + 64; epoch < last; epoch++)

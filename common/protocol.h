@@ -73,6 +73,14 @@ struct proto_header {
 
 #define HELLO_RESYNC 1u /* what changed since the last checkpoint is not known: send all again */
 #define HELLO_QUERY 2u  /* may the primary start the guest?  WELCOME or REFUSE, then the end */
+#define HELLO_HELD 4u   /* no output left since the last checkpoint that was acknowledged: it still counts */
+
+/* How a link begins, for whoever keeps what came over the one before. */
+enum link_start {
+    START_ANEW,   /* everything is sent, there is no checkpoint */
+    START_RESUME, /* the checkpoint stays, what changed since comes with the next one */
+    START_KEEP,   /* everything is sent; until that is whole the old checkpoint can be had back */
+};
 
 struct proto_disk {
     uint64_t size;              /* octets */

@@ -54,7 +54,7 @@ struct journal {
     /* of the epoch that is coming in */
     uint64_t head, length, generation;
     XXH3_state_t digest;
-    bool ended;
+    bool ended, keeping;
     uint64_t sizes[DISKS_MAX], capacity;
     bool alike[DISKS_MAX];
     unsigned count;
@@ -613,30 +613,71 @@ static void expect_next(struct journal *j)
     XXH3_64bits_reset(&j->digest);
 }
 
-int journal_begin(struct journal *j, const struct disk_info *disks, bool resume, struct error *err)
+bool journal_can_keep(struct journal *j, const struct disk_info *disks)
+{
+    uint64_t bases[DISKS_MAX];
+    bool known = journal_whole(j);
+
+    journal_bases(j, disks, bases);
+    for (unsigned i = 0; i < j->count; i++)
+        known = known && bases[i];
+    return known;
+}
+
+bool journal_whole(struct journal *j)
+{
+    SCOPED_LOCK(&j->lock);
+
+    return j->whole || j->applied != j->committed;
+}
+
+/* The images are no replica from here on, until the next commit. */
+static int give_up_epoch(struct journal *j, const uint64_t ids[DISKS_MAX], struct error *err)
 {
     struct header h;
 
-    expect_next(j);
-    j->head = j->committed; /* only this thread commits */
-    if (resume)
-        return journal_check(j, err);
     if (drain(j, err) < 0)
         return -1;
-    journal_bases(j, disks, j->generations);
     h = j->durable;
     h.whole = false;
     h.tail = j->committed;
-    for (unsigned i = 0; i < j->count; i++) {
-        h.ids[i] = disks[i].id;
-        h.generations[i] = j->generations[i];
-    }
+    memcpy(h.ids, ids, sizeof(h.ids));
+    memcpy(h.generations, j->generations, sizeof(h.generations));
     if (put_header(j, &h, err) < 0)
         return -1;
     SCOPED_LOCK(&j->lock);
     j->durable = h;
     j->whole = false;
     j->committed_epoch = j->applied_epoch = 0;
+    return 0;
+}
+
+int journal_begin(struct journal *j, const struct disk_info *disks, enum link_start start, struct error *err)
+{
+    uint64_t ids[DISKS_MAX] = {0};
+
+    expect_next(j);
+    j->head = j->committed; /* only this thread commits */
+    j->keeping = start == START_KEEP;
+    if (start != START_ANEW)
+        return journal_check(j, err);
+    if (drain(j, err) < 0)
+        return -1;
+    journal_bases(j, disks, j->generations);
+    for (unsigned i = 0; i < j->count; i++)
+        ids[i] = disks[i].id;
+    return give_up_epoch(j, ids, err);
+}
+
+/* Synchronising over an epoch that was kept takes more than the journal holds: the images get what waits in it. */
+static int stop_keeping(struct journal *j, struct error *err)
+{
+    uint64_t none = 0;
+
+    j->keeping = false;
+    if (give_up_epoch(j, j->durable.ids, err) < 0 || apply(j, j->committed, j->head, false, &none, err) < 0)
+        return -1;
+    j->head = j->committed;
     return 0;
 }
 
@@ -671,7 +712,10 @@ int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, siz
             return -1;
     XXH3_64bits_update(&j->digest, entries, length);
     j->length += length;
-    if (epoch == 0)
+    if (epoch == 0 && j->keeping && j->head + record_size(length) - j->committed > j->capacity / 2 &&
+        stop_keeping(j, err) < 0)
+        return -1;
+    if (epoch == 0 && !j->keeping)
         return change_images(j, entries, length, true, err);
     if (make_room(j, record_size(length) + record_size(8), epoch, err) < 0)
         return -1;
@@ -709,6 +753,7 @@ int journal_commit(struct journal *j, uint64_t epoch, struct error *err)
         return error_set(err, "%s: %s", j->path, strerror(errno));
     fault_crash("disk-after-commit", epoch);
     expect_next(j);
+    j->keeping = false;
     SCOPED_LOCK(&j->lock);
     j->committed = j->head;
     j->committed_epoch = epoch;

@@ -63,11 +63,18 @@ int journal_recover(char *const images[], unsigned count, bool activating, struc
 /* Generation of each disk that is here; 0 for a disk of which nothing is. */
 void journal_bases(struct journal *j, const struct disk_info *disks, uint64_t *bases);
 
+/* Is there an epoch of these very disks, that START_KEEP could keep? */
+bool journal_can_keep(struct journal *j, const struct disk_info *disks);
+
 /*
- * A new link.  resume: the committed epoch stays the replica's; what came after it is thrown away.  Otherwise the
- * images are about to be written directly: they are no replica until the next commit.
+ * A new link.  What came after the committed epoch is thrown away.  START_ANEW: the images are about to be written
+ * directly, they are no replica until the next commit.  START_KEEP: changes of no epoch wait in the journal, too; when it
+ * is full of them it gives the old epoch up and goes on as after START_ANEW.
  */
-int journal_begin(struct journal *j, const struct disk_info *disks, bool resume, struct error *err);
+int journal_begin(struct journal *j, const struct disk_info *disks, enum link_start start, struct error *err);
+
+/* Are the images at a committed epoch, now or as soon as what is committed is applied? */
+bool journal_whole(struct journal *j);
 
 /* Entries of the coming epoch, and of none while synchronising: checked, all or nothing. */
 int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, size_t length, struct error *err);

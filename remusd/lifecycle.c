@@ -114,6 +114,8 @@ void lifecycle_link_lost(struct lifecycle *lc, uint64_t now)
         return;
     lc->lost_at = now;
     lc->next_connect = now; /* a short break of the link costs one round trip */
+    if (lc->state == LC_SYNCING && now < lc->since + LC_RETRY_NS)
+        lc->next_connect = lc->since + LC_RETRY_NS; /* but one that breaks at once may do so again */
     lc->next_ask = now + lc->degrade_after;
     enter(lc, lc->held ? LC_HOLDING : LC_CONNECTING, now);
 }

@@ -240,7 +240,8 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
     /* What the backup lacks of the disks would be one checkpoint's, and must fit into its journal. */
     bool continuous = p->continuous &&
                       (!e->disk || disk_changed_since(e->disk, e->disk_acked) < p->cfg->disk_journal_bytes / 2);
-    enum answer answer = dial(p, continuous ? 0 : HELLO_RESYNC, &link, &welcome, &err);
+    uint32_t flags = (continuous ? 0 : HELLO_RESYNC) | (p->lc.held ? HELLO_HELD : 0);
+    enum answer answer = dial(p, flags, &link, &welcome, &err);
 
     if (answer == ANSWER_WELCOME) {
         if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
@@ -350,7 +351,7 @@ static bool guest_gone(struct protection *p, enum vm_health health)
         return true;
     }
     note(p, health == VM_SHUT_DOWN ? "the guest shut down" : "the guest's process died");
-    if (e->link)
+    if (e->link && (health == VM_SHUT_DOWN || !p->lc.held)) /* else the backup may have an old checkpoint that counts */
         say_goodbye(p, "the guest shut down");
     EVENT(p, lifecycle_guest_gone(&p->lc, clock_ns()));
     return true;
@@ -387,6 +388,16 @@ static bool disks_synchronised(struct protection *p)
     return e->link_end == LINK_UP && p->request == REQUEST_NONE;
 }
 
+/* After a checkpoint, or a round of synchronising, that failed.  A process that is just dying may still look alive. */
+static enum vm_health health_in_the_end(struct protection *p)
+{
+    enum vm_health health;
+
+    for (int i = 0; (health = p->vm->ops->health(p->vm)) == VM_ALIVE && i < 40; i++)
+        clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
+    return health;
+}
+
 /* Brings the backup so far that the next checkpoint can make it a replica. */
 static bool synchronise(struct protection *p)
 {
@@ -395,23 +406,18 @@ static bool synchronise(struct protection *p)
 
     if (!disks_synchronised(p))
         return false;
-    if ((!p->committed && engine_precopy(e, &err) < 0) || save_identity(p, "held", &err) < 0) {
+    if (!p->committed && engine_precopy(e, &err) < 0) {
+        if (!guest_gone(p, health_in_the_end(p)))
+            engine_end_link(e, LINK_LOST, "%s", err.text);
+        return false;
+    }
+    if (save_identity(p, "held", &err) < 0) {
         engine_end_link(e, LINK_LOST, "%s", err.text);
         return false;
     }
     EVENT(p, lifecycle_first_checkpoint(&p->lc));
     p->synchronised = true;
     return true;
-}
-
-/* After a checkpoint that failed.  A process that is just dying may still look alive. */
-static enum vm_health health_in_the_end(struct protection *p)
-{
-    enum vm_health health;
-
-    for (int i = 0; (health = p->vm->ops->health(p->vm)) == VM_ALIVE && i < 40; i++)
-        clock_sleep_until(clock_ns() + 5 * NS_PER_MS);
-    return health;
 }
 
 /*

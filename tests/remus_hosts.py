@@ -60,6 +60,17 @@ def slot():
         time.sleep(0.02)
 
 
+def free_port():
+    """Outside of the range that the kernel takes ports of connections from, and another for each process."""
+    while True:
+        port = 10000 + os.getpid() % 220 * 100 + random.randrange(100)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+            return port
+        except OSError:
+            pass
+
+
 class Frame:
     """A frame of the fake guest (vm/fake/fake.h)."""
 
@@ -286,6 +297,7 @@ class Proxy(threading.Thread):
                 s.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass
+        source.close()
 
     def record(self, target, direction, kind, epoch, record):
         delay = self.filter(direction, kind, epoch, record[24:])
@@ -331,8 +343,7 @@ class Pair:
 
     def __init__(self, primary_keys=None, backup_keys=None, **keys):
         self.dir = tempfile.mkdtemp(prefix="remus-test-")
-        with socket.create_server(("127.0.0.1", 0)) as s:
-            port = s.getsockname()[1]
+        port = free_port()
         self.proxy = Proxy(port)
         self.primary = Host(self, "primary", "remusd")
         self.backup = Host(self, "backup", "remus-backupd")
@@ -363,6 +374,33 @@ class Pair:
         start = self.primary.do("status")["acked_epoch"]
         wait_for(f"{count} more epochs\n{self.primary.log()}",
                  lambda: self.primary.do("status")["acked_epoch"] >= start + count)
+
+    def lose_ends(self):
+        """From now on the end of a checkpoint never arrives, and nothing behind it."""
+        count, ended = self.proxy.filter, False
+        self.synchronising = 0  # records of PAGES
+
+        def no_end(way, kind, epoch, body):
+            nonlocal ended
+            if way == "P" and kind in ("HELLO", "END"):
+                ended = kind == "END"
+            self.synchronising += kind == "PAGES" and epoch == 0
+            return None if way == "P" and ended and kind != "HEARTBEAT" else count(way, kind, epoch, body)
+        self.proxy.filter = no_end
+
+    def resync_without_end(self):
+        """remusd dies, comes back, and sends everything anew, but the end of that never arrives.  The
+        checkpoint that the backup has meanwhile."""
+        self.primary.kill_daemon()
+        self.backup.wait_state("suspect")
+        kept, before = self.backup.do("status")["epoch"], self.proxy.counts["STATE"]
+        self.lose_ends()
+        self.primary.start()
+        wait_for("a checkpoint but for its end", lambda: self.proxy.counts["STATE"] > before)
+        status = self.backup.do("status")
+        assert status["state"] == "ready" and status["epoch"] == kept, status
+        assert "anew" in status["advice"], status
+        return kept
 
     # --- rules ---
 

@@ -62,6 +62,43 @@ def backup_crashes(fault):
         pair.check_takeover()
 
 
+@suite.test
+def host_dies_while_everything_is_sent_anew_R1_R2_R4():
+    """remusd crashed, and before the next one has sent everything its host dies, too."""
+    for cut in (False, True):
+        with Pair(takeover="manual", memory=256, fake_rate=3000) as pair:  # few pages are sent while the guest is paused
+            pair.protect()
+            pair.wait_epochs(3 * AT)
+            kept = pair.resync_without_end()
+            assert pair.synchronising
+            if cut:  # and it is sent once more, over a new link
+                count = pair.proxy.counts["STATE"]
+                pair.proxy.cut()
+                wait_for("the same again", lambda: pair.proxy.counts["STATE"] > count)
+            pair.primary.kill_host()
+            pair.backup.wait_state("suspect")
+            pair.backup.do("takeover")
+            assert pair.check_takeover() == kept
+
+
+@suite.test
+def guest_dies_while_everything_is_sent_anew_R1_R7():
+    """It did not shut down: the backup still has a checkpoint."""
+    with Pair(takeover="manual", fake_rate=300) as pair:
+        pair.protect()
+        pair.wait_epochs(AT)
+        pair.primary.kill_daemon()
+        pair.backup.wait_state("suspect")
+        pair.proxy.filter = lambda way, kind, *_: 1 if kind == "END" else 0
+        pair.primary.start()
+        pair.primary.wait_state("syncing")
+        pair.primary.kill_guest()
+        pair.primary.wait_state("shut-down", "handed-over")
+        if pair.backup.wait_state("suspect", "active")["state"] == "suspect":
+            pair.backup.do("takeover")
+        pair.check_takeover()
+
+
 PRIMARY = ("primary-before-suspend", "primary-after-suspend", "primary-after-resume", "primary-before-end",
            "primary-after-end", "primary-before-release", "primary-after-release")
 BACKUP = ("backup-before-ack", "backup-before-apply", "backup-amid-apply", "backup-after-apply")

@@ -417,7 +417,7 @@ static void run_epochs(void)
     struct journal *j = open_journal(16);
     struct error err;
 
-    if (journal_begin(j, infos, false, &err) < 0)
+    if (journal_begin(j, infos, START_ANEW, &err) < 0)
         _exit(1);
     for (uint64_t epoch = 1; epoch <= EPOCHS; epoch++)
         send(j, epoch, 1000 + epoch);
@@ -502,18 +502,18 @@ static void test_uncommitted_changes_never_reach_the_images_R5(void **state)
     size_t length;
 
     (void)state;
-    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
     length = changes(100, buffer, model);
     assert_int_equal(journal_write(j, 0, buffer, length, &err), 0); /* synchronising: at once */
     assert_true(images_are(model));
     assert_int_equal(journal_end(j, 1, length, 12345, &err), -1);   /* R2 */
     assert_int_equal(journal_commit(j, 1, &err), -1);
-    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
     send(j, 1, 1001);
     changes(1, buffer, model);
     length = changes(2, buffer, NULL);
     assert_int_equal(journal_write(j, 2, buffer, length, &err), 0);
-    assert_int_equal(journal_begin(j, infos, true, &err), 0);       /* the link broke */
+    assert_int_equal(journal_begin(j, infos, START_RESUME, &err), 0);       /* the link broke */
     send(j, 3, 1003);
     changes(3, buffer, model);
     assert_int_equal(journal_activate(j, 2, &err), -1);             /* that is not the memory's checkpoint */
@@ -530,6 +530,59 @@ static void test_uncommitted_changes_never_reach_the_images_R5(void **state)
     assert_non_null(strstr(err.text, "valid"));
     free(model[0]);
     free(model[1]);
+}
+
+/* Synchronising over an epoch that is kept: the images stay at it until the next commit. */
+static void test_old_epoch_is_kept_until_the_next_is_whole_R4_R5(void **state)
+{
+    (void)state;
+    for (int end = 0; end < 3; end++) {
+        uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)};
+        static uint8_t buffer[2 * MIB];
+        struct journal *j = open_journal(16);
+        XXH3_state_t *digest = XXH3_createState();
+        uint64_t octets = 0, at = 100, from = at;
+        struct error err;
+
+        assert_false(journal_can_keep(j, infos));
+        assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+        assert_false(journal_can_keep(j, infos));
+        send(j, 7, 1007);
+        assert_true(journal_can_keep(j, infos));
+        assert_false(journal_can_keep(j, (struct disk_info[]){infos[0], {infos[1].size, infos[1].id + 1}}));
+        for (int again = 0; again < 2; again++) { /* the first link breaks */
+            assert_int_equal(journal_begin(j, infos, START_KEEP, &err), 0);
+            XXH3_64bits_reset(digest);
+            from = at;
+            for (octets = 0; octets < (end == 2 ? 9 * MIB : MIB); at++) {
+                size_t length = changes(at, buffer, NULL);
+
+                assert_int_equal(journal_write(j, 0, buffer, length, &err), 0);
+                XXH3_64bits_update(digest, buffer, length);
+                octets += length;
+            }
+            if (end == 2)
+                break;
+        }
+        assert_int_equal(journal_whole(j), end != 2);
+        changes(7, buffer, model);
+        if (end == 2) /* R9: the journal is too small, the old epoch was given up */
+            assert_int_equal(journal_activate(j, 7, &err), -1);
+        if (end) {
+            if (journal_end(j, 1008, octets, XXH3_64bits_digest(digest), &err) < 0 || journal_commit(j, 1, &err) < 0)
+                fail_msg("%s", err.text);
+            while (from < at)
+                changes(from++, buffer, model);
+        }
+        assert_int_equal(journal_activate(j, end ? 1 : 7, &err), 0);
+        assert_true(images_are(model));
+        journal_close(j);
+        XXH3_freeState(digest);
+        tear_down(NULL);
+        set_up(NULL);
+        free(model[0]);
+        free(model[1]);
+    }
 }
 
 static size_t put_block(uint8_t *out, unsigned block, uint8_t value, uint64_t *hash)
@@ -584,7 +637,7 @@ static void test_checks_mean_their_place_among_the_changes_R5(void **state)
     size_t n = 0;
 
     (void)state;
-    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
     for (unsigned round = 0; round < 3; round++) { /* the same block again and again, as it was each time */
         n += put_block(buffer + n, 5, (uint8_t)round, &hash);
         n += put_check(buffer + n, 5, hash);
@@ -604,7 +657,7 @@ static void test_checks_mean_their_place_among_the_changes_R5(void **state)
     j = open_journal(16); /* what is applied again is not at that point any more */
     assert_false(journal_compared(j, &c[0]));
     assert_true(journal_may_be_alike(j, 0));
-    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
     n = put_check(buffer, 63, other); /* synchronising: at once */
     n += put_check(buffer + n, 5, other);
     assert_int_equal(journal_write(j, 0, buffer, n, &err), 0);
@@ -629,7 +682,7 @@ static void test_journal_is_bounded_R9(void **state)
 
     (void)state;
     snprintf(path, sizeof(path), "%s.remus-journal", paths[0]);
-    assert_int_equal(journal_begin(j, infos, false, &err), 0);
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
     for (uint64_t epoch = 1; epoch <= 300; epoch++) {
         send(j, epoch, epoch);
         changes(epoch, buffer, model);
@@ -643,7 +696,7 @@ static void test_journal_is_bounded_R9(void **state)
         n++;
     assert_in_range(n, 40, 64);
     assert_non_null(strstr(err.text, "disk-journal"));
-    assert_int_equal(journal_begin(j, infos, true, &err), 0);
+    assert_int_equal(journal_begin(j, infos, START_RESUME, &err), 0);
     assert_int_equal(journal_activate(j, 300, &err), 0);
     assert_true(images_are(model));
     journal_close(j);
@@ -662,6 +715,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_crash_at_each_step_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_uncommitted_changes_never_reach_the_images_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_old_epoch_is_kept_until_the_next_is_whole_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_checks_mean_their_place_among_the_changes_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_journal_is_bounded_R9, set_up, tear_down),
     };

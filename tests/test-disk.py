@@ -9,7 +9,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -17,7 +16,7 @@ import threading
 import time
 
 import remus_reader
-from remus_hosts import BUILD, PATIENCE, TYPES, Pair, Suite, wait_for
+from remus_hosts import BUILD, PATIENCE, TYPES, Pair, Suite, free_port, wait_for
 from remus_nbd import FUA, Nbd
 
 suite = Suite()
@@ -79,8 +78,7 @@ class Disks(Pair):
         """The hosts change their roles: what an operator does with `backup' in the two configurations."""
         self.primary, self.backup = self.backup, self.primary
         self.primary.program, self.backup.program = "remusd", "remus-backupd"
-        with socket.create_server(("127.0.0.1", 0)) as s:
-            self.proxy.backup_port = s.getsockname()[1]
+        self.proxy.backup_port = free_port()
         self.primary.write_config("127.0.0.1:7910", backup=f"127.0.0.1:{self.proxy.port}", protect=True, **self.keys)
         self.backup.write_config(f"127.0.0.1:{self.proxy.backup_port}", **self.keys)
         for host in (self.primary, self.backup):
@@ -202,6 +200,21 @@ def host_lost_under_writes_R4_R5():
         pair.kill_primary()
         writer.join()
         assert check_takeover(pair, writer) > 0
+
+
+@suite.test
+def host_lost_while_everything_is_sent_anew_R4_R5():
+    with Disks(2, takeover="manual") as pair:
+        pair.protect()
+        writer = Writer(pair, pair.primary)
+        pair.wait_epochs(30)
+        kept = pair.resync_without_end()
+        assert pair.backup.do("status")["disks"]["in_step"]
+        pair.kill_primary()
+        writer.join()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        assert check_takeover(pair, writer) > 0 and pair.backup.do("status")["takeover"]["epoch"] == kept
 
 
 @suite.test

@@ -178,7 +178,7 @@ static void connect_pair(struct pair *p, uint64_t committed)
     struct error err = {""};
 
     assert_int_equal(mem_chan_pair(ends, 1 << 20), 0);
-    receiver_start(p->backup.receiver, committed != 0);
+    receiver_start(p->backup.receiver, committed ? START_RESUME : START_ANEW);
     if (!committed)
         p->backup.applied = 0;
     p->backup.link = link_new(ends[1]);

@@ -101,6 +101,30 @@ def release_with_the_arbiters_grant_R7():
 
 
 @suite.test
+def checkpoint_from_before_a_release_counts_no_more_R1_R7():
+    """Clients know more than it does: it is gone as soon as everything is sent anew."""
+    with Pair(takeover="manual") as pair:
+        pair.protect()
+        pair.wait_epochs(10)
+        pair.proxy.refuse = True
+        pair.proxy.cut()
+        pair.primary.wait_state("holding")
+        pair.backup.wait_state("suspect")
+        pair.primary.do("unprotect")
+        pair.primary.wait_state("off")
+        told, before = released(pair), pair.proxy.counts["STATE"]
+        wait_for("output is let go", lambda: released(pair) > told)
+        pair.lose_ends()
+        pair.proxy.refuse = False
+        pair.primary.do("protect")
+        wait_for("a checkpoint but for its end", lambda: pair.proxy.counts["STATE"] > before)
+        status = pair.backup.do("status")
+        assert status["state"] == "syncing" and status["epoch"] == 0, status
+        pair.primary.kill_host()
+        pair.backup.wait_state("waiting")
+
+
+@suite.test
 def release_denied_by_the_arbiter_R7():
     with with_arbiter(1, degrade="release", degrade_after=100) as pair:
         lose_backup(pair)

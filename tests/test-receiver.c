@@ -169,7 +169,7 @@ static struct rig *rig_new(enum page_codec codec)
     apply(g, 1);
     assert_int_equal(receiver_pages(g->rx), GUEST + 3);
     records_restart(&g->out);
-    receiver_start(g->rx, true);
+    receiver_start(g->rx, START_RESUME);
     take(g, 2);
     assert_int_equal(g->out.count, CHECKPOINT_RECORDS);
     return g;
@@ -190,7 +190,7 @@ static void assert_recovers(struct rig *g)
 {
     struct error err = {""};
 
-    receiver_start(g->rx, true);
+    receiver_start(g->rx, START_RESUME);
     assert_untouched(g);
     records_restart(&g->out);
     take(g, 2);
@@ -276,7 +276,7 @@ static void new_session_forgets_the_checkpoint(void **state)
     struct receiver_checkpoint ck;
 
     (void)state;
-    receiver_start(g->rx, false);
+    receiver_start(g->rx, START_ANEW);
     receiver_checkpoint(g->rx, &ck);
     assert_int_equal(ck.epoch, 0);
     records_restart(&g->out);
@@ -288,6 +288,52 @@ static void new_session_forgets_the_checkpoint(void **state)
     assert_int_equal(feed(g, 3, g->out.count, &err), RECEIVER_WHOLE);
     apply(g, 1);
     rig_free(g);
+}
+
+/* Synchronising over an old checkpoint: until it is whole the old one can be had back. */
+static void r4_old_checkpoint_is_kept_until_the_new_one_is_whole(void **state)
+{
+    (void)state;
+    for (int end = 0; end < 3; end++) {
+        struct rig *g = rig_new(PAGE_CODEC_LZ4);
+        struct error err = {""};
+        size_t before;
+
+        for (int again = 0; again < 3; again++) { /* links that break */
+            receiver_start(g->rx, START_KEEP);
+            assert_true(receiver_keeps(g->rx));
+            records_restart(&g->out);
+            sync_all(g);
+            for (uint64_t pfn = 30; end == 2 && pfn < 60; pfn++) {
+                scribble(g->guest + pfn * PAGE_SIZE);
+                records_pages(&g->out, 0, g->guest, &pfn, 1);
+            }
+            before = g->out.count;
+            take(g, 1); /* numbers may begin anew */
+            assert_int_equal(feed(g, 0, g->out.count - 1, &err), RECEIVER_MORE);
+            if (end == 2)
+                break;
+            assert_int_not_equal(memcmp(g->memory, g->kept, GUEST * PAGE_SIZE), 0);
+        }
+        if (end == 0) {
+            receiver_restore(g->rx);
+            assert_false(receiver_keeps(g->rx));
+            assert_untouched(g);
+        } else if (end == 1) {
+            remember(g);
+            assert_int_equal(feed(g, g->out.count - 1, g->out.count, &err), RECEIVER_WHOLE);
+            apply(g, 1);
+            assert_false(receiver_keeps(g->rx));
+        } else { /* R9: more changed than may be kept */
+            struct receiver_checkpoint ck;
+
+            assert_true(before > 30);
+            receiver_checkpoint(g->rx, &ck);
+            assert_int_equal(ck.epoch, 0);
+            assert_false(receiver_keeps(g->rx));
+        }
+        rig_free(g);
+    }
 }
 
 /* --- what is not --- */
@@ -354,7 +400,7 @@ static void r2_any_record_cut_short(void **state)
             g->out.list[i].length = cut;
             assert_int_equal(feed(g, 0, g->out.count, &err), RECEIVER_ERROR);
             assert_untouched(g);
-            receiver_start(g->rx, true);
+            receiver_start(g->rx, START_RESUME);
         }
         assert_recovers(g);
         rig_free(g);
@@ -431,7 +477,7 @@ static void r2_wrong_page_while_synchronising(void **state)
 
     (void)state;
     for (size_t dropped = 0; dropped < 2; dropped++) {
-        receiver_start(g->rx, false);
+        receiver_start(g->rx, START_ANEW);
         records_restart(&g->out);
         sync_all(g);
         take(g, 1);
@@ -537,7 +583,7 @@ static void r4_synchronising_inside_the_first_checkpoint(void **state)
     struct error err = {""};
 
     (void)state;
-    receiver_start(g->rx, false);
+    receiver_start(g->rx, START_ANEW);
     records_restart(&g->out);
     sync_all(g);
     records_pages(&g->out, 1, g->guest, (uint64_t[]){1}, 1);
@@ -558,7 +604,7 @@ static void r4_new_link_starts_the_codec_afresh(void **state)
 
     (void)state;
     assert_int_equal(feed(g, 0, 1, &err), RECEIVER_MORE);
-    receiver_start(g->rx, true);
+    receiver_start(g->rx, START_RESUME);
     assert_int_equal(feed(g, 1, 2, &err), RECEIVER_ERROR);
     assert_untouched(g);
     assert_recovers(g);
@@ -665,7 +711,7 @@ static void r4_any_octet_corrupted(void **state)
                 g = rig_new(PAGE_CODEC_LZ4);
             } else {
                 assert_untouched(g);
-                receiver_start(g->rx, true);
+                receiver_start(g->rx, START_RESUME);
                 body(g, i)[at] ^= bit;
                 refused++;
             }
@@ -680,6 +726,7 @@ int main(void)
         cmocka_unit_test(r2_r4_checkpoints_follow_each_other),
         cmocka_unit_test(r2_checkpoint_without_pages),
         cmocka_unit_test(new_session_forgets_the_checkpoint),
+        cmocka_unit_test(r4_old_checkpoint_is_kept_until_the_new_one_is_whole),
         cmocka_unit_test(r4_stream_ends_after_any_record),
         cmocka_unit_test(r2_any_record_missing),
         cmocka_unit_test(r2_any_record_twice),

@@ -52,9 +52,10 @@ static void child_main(struct child *c)
     uint64_t rng = 1;
 
     for (;;) {
-        uint64_t page = ctl->page;
+        int now = ctl->order;
+        uint64_t page = ctl->page; /* after the order that it belongs to */
 
-        switch ((int)ctl->order) {
+        switch (now) {
         case WRITE:
             m[page * 512 + page % 512]++;
             break;

@@ -32,7 +32,7 @@ static uint64_t held(const struct receiver *rx)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static uint8_t memory[GUEST * PAGE_SIZE], before[sizeof(memory)];
+    static uint8_t memory[GUEST * PAGE_SIZE], before[sizeof(memory)], whole[sizeof(memory)];
     struct wire_reader r = wire_reader(data, size);
     struct receiver *rx;
 
@@ -43,6 +43,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     while (wire_left(&r) >= 4) {
         struct record rec = {.type = wire_get_u8(&r), .epoch = wire_get_u8(&r)};
         uint64_t epoch = held(rx);
+        bool kept = receiver_keeps(rx);
         enum receiver_result result;
         struct error err = {""};
         uint8_t *body;
@@ -54,28 +55,37 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         check(body != NULL);
         memcpy(body, wire_get(&r, rec.length), rec.length);
         rec.body = body;
-        if (rec.type == 0) {
-            receiver_start(rx, epoch && rec.epoch);
+        if (rec.type == 0) { /* a new link, or the old checkpoint is wanted back */
             free(body);
+            if (rec.epoch & 4) {
+                receiver_restore(rx);
+                memcpy(before, epoch ? whole : memory, sizeof(memory));
+            } else {
+                receiver_start(rx, !epoch || !(rec.epoch & 3)                    ? START_ANEW
+                                   : rec.epoch & 2 || receiver_keeps(rx) ? START_KEEP
+                                                                         : START_RESUME);
+            }
+            check(held(rx) == 0 || held(rx) == epoch);
             continue;
         }
         result = receiver_record(rx, &rec, &err);
         free(body);
         if (result == RECEIVER_MORE && rec.type == PROTO_PAGES && rec.epoch == 0) {
-            check(epoch == 0);
+            check(epoch == 0 || kept);
             memcpy(before, memory, sizeof(memory));
         }
         check(memcmp(before, memory, sizeof(memory)) == 0);
-        check(held(rx) == epoch);
+        check(held(rx) == epoch || (kept && held(rx) == 0)); /* what is kept may be given up */
         check((receiver_staged(rx) != 0) == (result == RECEIVER_WHOLE));
         if (result == RECEIVER_WHOLE) {
-            check(rec.type == PROTO_END && rec.epoch > epoch && receiver_staged(rx) == rec.epoch);
+            check(rec.type == PROTO_END && (kept || rec.epoch > epoch) && receiver_staged(rx) == rec.epoch);
             receiver_apply(rx);
-            check(held(rx) == rec.epoch);
+            check(held(rx) == rec.epoch && !receiver_keeps(rx));
             memcpy(before, memory, sizeof(memory));
+            memcpy(whole, memory, sizeof(memory));
         } else if (result == RECEIVER_ERROR) {
             check(err.text[0]);
-            receiver_start(rx, epoch != 0);
+            receiver_start(rx, !held(rx) ? START_ANEW : receiver_keeps(rx) ? START_KEEP : START_RESUME);
         }
     }
     receiver_free(rx);
