@@ -72,6 +72,20 @@ static uint32_t table_find(const struct page_cache *c, uint64_t pfn)
     return i;
 }
 
+void page_cache_expect(const struct page_cache *c, const uint64_t *pfns, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        __builtin_prefetch(&c->table[table_home(c, pfns[i])]);
+    for (size_t i = 0; i < n; i++)
+        __builtin_prefetch(&c->slot[c->table[table_home(c, pfns[i])]], 1);
+    for (size_t i = 0; i < n; i++) {
+        const struct slot *s = &c->slot[c->table[table_home(c, pfns[i])]];
+
+        __builtin_prefetch(&c->slot[s->prev], 1);
+        __builtin_prefetch(&c->slot[s->next], 1);
+    }
+}
+
 uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled)
 {
     uint32_t i = table_find(c, pfn), s = c->table[i];

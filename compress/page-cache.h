@@ -34,6 +34,9 @@ void page_cache_begin(struct page_cache *c);
  */
 uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled);
 
+/* These pages will be asked for next: gets what is known of them near the processor, all at once. */
+void page_cache_expect(const struct page_cache *c, const uint64_t *pfns, size_t n);
+
 bool page_cache_full(const struct page_cache *c); /* nothing was recycled before; never, until it is cleared */
 
 size_t page_cache_memory(const struct page_cache *c);

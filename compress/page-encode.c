@@ -53,6 +53,7 @@ struct page_worker {
      */
     struct page_prints *prints[PAGE_BLOCK_MAX], *left[PAGE_BLOCK_MAX];
     bool known[PAGE_BLOCK_MAX];
+    const uint8_t *next; /* the copy of the page behind the one under way, or NULL */
 
     struct page_stats stats;
     void *lz4, *zstd_memory;
@@ -318,6 +319,9 @@ int page_plan(struct page_encoder *enc, unsigned thread, const uint64_t *pfns,
     w->generation = enc->generation;
     w->sequence = enc->sequence++;
     w->codec = enc->codec;
+    page_cache_expect(enc->cache, pfns, n);
+    if (page_cache_full(enc->cache))
+        page_cache_expect(enc->prints, pfns, n);
     for (size_t i = 0; i < n; i++)
         plan_page(enc, w, i);
     enc->next_pfn = pfns[n - 1] + 1;
@@ -525,6 +529,39 @@ static enum page_kind encode_printed(const struct page_encoder *enc, struct page
     return encode_moved(enc, w, i, w->partial, ~differ, s);
 }
 
+/*
+ * The caches are larger than the processor's: what the next page needs comes in while this one is
+ * worked on.  A copy comes in four parts, each while something else is done: of all 64 lines asked
+ * for at once the processor forgets some.
+ */
+static void prefetch(const uint8_t *copy, int line)
+{
+    for (int i = line; copy && i < line + STEP_LINES; i++)
+        __builtin_prefetch(copy + i * PAGE_LINE_BYTES, 1);
+}
+
+static void prefetch_prints(const struct page_prints *prints)
+{
+    for (size_t at = 0; prints && at < sizeof(*prints); at += PAGE_LINE_BYTES)
+        __builtin_prefetch((const uint8_t *)prints + at, 1);
+}
+
+static void prefetch_next(struct page_worker *w, size_t i)
+{
+    w->next = i < w->n ? w->copies[i] : NULL;
+    if (i == w->n)
+        return;
+    prefetch_prints(w->prints[i]);
+    prefetch_prints(w->left[i]);
+}
+
+/* In two parts: for the whole, compilers take a block copy that is slow to begin. */
+static void copy_prints(struct page_prints *to, const struct page_prints *from)
+{
+    memcpy(to->high, from->high, sizeof(to->high));
+    memcpy(to->low, from->low, sizeof(to->low));
+}
+
 /* A page of which the cache holds no copy; makes it hold one. */
 static enum page_kind encode_cold(const struct page_encoder *enc, struct page_worker *w, size_t i,
                                   struct sections *s)
@@ -534,12 +571,16 @@ static enum page_kind encode_cold(const struct page_encoder *enc, struct page_wo
     enum page_kind kind;
 
     if (w->known[i])
-        old = *w->prints[i];
+        copy_prints(&old, w->prints[i]);
+    prefetch(w->next, 0);
     if (w->left[i])
         enc->words->prints(w->copies[i], enc->key, w->left[i]);
+    prefetch(w->next, STEP_LINES);
     if (w->prints[i])
         enc->words->prints(page, enc->key, w->prints[i]);
+    prefetch(w->next, 2 * STEP_LINES);
     kind = w->known[i] ? encode_printed(enc, w, i, &old, s) : encode_alone(enc, page, s);
+    prefetch(w->next, 3 * STEP_LINES);
     if (w->copies[i])
         enc->words->copy(w->copies[i], page);
     return kind;
@@ -554,13 +595,18 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
     struct page_parts start = s->parts;
     uint64_t lines = 0;
     enum page_kind kind;
+    int at;
 
-    for (int at = 0; at < PAGE_LINES && s->parts.bytes - start.bytes <= MOVES_WORDS;
-         at += STEP_LINES)
+    for (at = 0; at < PAGE_LINES && s->parts.bytes - start.bytes <= MOVES_WORDS;
+         at += STEP_LINES) {
+        prefetch(w->next, at);
         lines |= enc->words->take(page, copy, at, at + STEP_LINES, false, &s->parts);
+    }
     if (lines == 0)
         return PAGE_UNCHANGED;
     if (s->parts.bytes - start.bytes > MOVES_WORDS) {
+        for (; at < PAGE_LINES; at += STEP_LINES)
+            prefetch(w->next, at);
         s->parts = start;
         kind = looks_random(page) ? PAGE_RAW : encode_moved(enc, w, i, copy, UINT64_MAX, s);
         if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1) {
@@ -573,9 +619,9 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
     page_put64(s->line, lines);
     s->line += 8;
     for (; lines; lines &= lines - 1) {
-        size_t at = (size_t)__builtin_ctzll(lines) * PAGE_LINE_BYTES;
+        size_t line = (size_t)__builtin_ctzll(lines) * PAGE_LINE_BYTES;
 
-        memcpy(copy + at, page + at, PAGE_LINE_BYTES);
+        memcpy(copy + line, page + line, PAGE_LINE_BYTES);
     }
     return PAGE_DELTA;
 }
@@ -597,20 +643,6 @@ static size_t code_stream(struct page_worker *w, const uint8_t *stream, size_t l
             got = 0;
     }
     return got;
-}
-
-/* The cache is larger than the processor's: the next copy comes in while this page is worked on. */
-static void prefetch(const void *p, size_t len)
-{
-    for (size_t at = 0; p && at < len; at += PAGE_LINE_BYTES)
-        __builtin_prefetch((const uint8_t *)p + at, 1);
-}
-
-static void prefetch_next(const struct page_worker *w, size_t i)
-{
-    prefetch(w->copies[i], PAGE_BYTES);
-    prefetch(w->prints[i], sizeof(struct page_prints));
-    prefetch(w->left[i], sizeof(struct page_prints));
 }
 
 static uint8_t *prepend(uint8_t *at, const uint8_t *section, const uint8_t *end)
@@ -639,8 +671,7 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
     for (size_t i = 0; i < w->n; i++) {
         enum page_kind kind;
 
-        if (i + 1 < w->n)
-            prefetch_next(w, i + 1);
+        prefetch_next(w, i + 1);
         w->stats.hits += w->found[i] || w->known[i];
         kind = w->found[i] ? encode_known(enc, w, i, &s) : encode_cold(enc, w, i, &s);
         if (kind == PAGE_RAW)
