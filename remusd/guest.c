@@ -121,7 +121,7 @@ static int may_start(struct protection *p, struct error *err)
                : error_prefix(err, "the backup does not answer, so the guest is not started");
 }
 
-/* The guest's disks, before it needs them.  A running guest has its server. */
+/* The guest's disks, before it needs them.  A running guest has its server; on Xen the server waits for xl to start the guest. */
 static int open_disks(struct protection *p, bool running, struct error *err)
 {
     if (p->cfg->disk_count == 0 || (p->engine.disk && disk_server_alive(p->cfg)))
