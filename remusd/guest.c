@@ -167,3 +167,15 @@ int protection_open_guest(struct protection *p, struct error *err)
              held ? "; its output is held until the backup answers" : "");
     return 0;
 }
+
+void protection_close_guest(struct protection *p)
+{
+    EVENT(p, p->ready = p->can_verify = false);
+    p->vm->ops->close(p->vm);
+    p->port->ops->close(p->port);
+    EVENT(p, engine_close(&p->engine));
+    p->vm = NULL;
+    p->port = NULL;
+    p->session = 0;
+    p->continuous = false;
+}

@@ -20,6 +20,7 @@ struct protection {
     uint64_t committed; /* what the backup held when the link came up */
     bool synchronised; /* it lacks nothing that is not in the next checkpoint */
     bool handing_over; /* the guest is suspended, HANDOVER may be on its way */
+    bool again;        /* a guest that has shut down is wanted again */
 
     /* under engine.lock */
     bool ready;        /* vm, port and engine are there */
@@ -44,6 +45,8 @@ void protection_note(struct protection *p, const char *fmt, ...) __attribute__((
 
 /* Starts or finds the guest, its disks and its port, and begins the lifecycle. */
 int protection_open_guest(struct protection *p, struct error *err);
+/* After it has shut down, so that another one of that name may be opened. */
+void protection_close_guest(struct protection *p);
 /* RUN_DIR/NAME.guest: "held", "free" or "handed"; see there. */
 int protection_save_identity(const struct protection *p, const char *word, struct error *err);
 /* R5: what the guest on the backup writes from now on is not in the images here. */

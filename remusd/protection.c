@@ -423,6 +423,7 @@ static void idle(struct protection *p)
         engine_wait(e, when);
 }
 
+/* Does what is next.  False when the daemon stops, or when a guest that has shut down is wanted again. */
 static bool step(struct protection *p)
 {
     enum lifecycle_action action;
@@ -432,6 +433,10 @@ static bool step(struct protection *p)
         case REQUEST_STOP:
             return false;
         case REQUEST_PROTECT:
+            if (p->lc.state == LC_SHUT_DOWN) {
+                p->again = true;
+                return false;
+            }
             EVENT(p, lifecycle_protect(&p->lc, clock_ns()));
             break;
         case REQUEST_UNPROTECT:
@@ -502,11 +507,17 @@ static void *run(void *arg)
 {
     struct protection *p = arg;
 
-    if (wait_for_guest(p)) {
+    while (wait_for_guest(p)) {
+        p->again = false;
         while (step(p))
             ;
-        if (lifecycle_run(&p->lc, clock_ns()) == LC_RELEASE)
-            release(p);
+        if (!p->again) {
+            if (lifecycle_run(&p->lc, clock_ns()) == LC_RELEASE)
+                release(p);
+            break;
+        }
+        protection_close_guest(p);
+        EVENT(p, p->request = REQUEST_PROTECT);
     }
     arbiter_cancel(&p->arbiter);
     return NULL;
@@ -548,7 +559,7 @@ int protection_request(struct protection *p, enum protection_request request, st
     if (request == REQUEST_PROTECT && !p->cfg->backup[0])
         return error_set(err, "%s has no backup: set backup = \"HOST:PORT\" in its section",
                          p->cfg->name);
-    if (request == REQUEST_PROTECT && state >= LC_HANDED_OVER)
+    if (request == REQUEST_PROTECT && state >= LC_HANDED_OVER && state != LC_SHUT_DOWN)
         return error_set(err, "%s is %s: there is no guest here; restart remusd once it is certain "
                          "that it runs nowhere else", p->cfg->name, lifecycle_name(state));
     p->request = request;
