@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "disk/server.h"
 #include "standby-impl.h"
+#include "vm/preflight.h"
 
 #define TICK_NS (5 * NS_PER_MS)
 #define HEALTH_NS (100 * NS_PER_MS)
@@ -404,6 +405,11 @@ struct standby *standby_start(const struct vm_config *cfg, struct error *err)
 const char *standby_vm(const struct standby *s)
 {
     return s->cfg->name;
+}
+
+json_t *standby_preflight(const struct standby *s)
+{
+    return preflight(s->cfg, false);
 }
 
 void standby_offer(struct standby *s, struct link *link, const struct proto_hello *hello)

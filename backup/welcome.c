@@ -120,7 +120,8 @@ static int begin_disks(struct standby *s, const struct proto_hello *hello, enum 
     if (journal_begin(s->journal, infos, start, err) < 0)
         return -1;
     iov.iov_len = proto_put_disks(body, bases, hello->disk_count);
-    return link_send(s->link, PROTO_DISKS, 0, &iov, 1) < 0 ? error_set(err, "the primary went away") : 0;
+    link_send(s->link, PROTO_DISKS, 0, &iov, 1); /* a broken link shows in recv */
+    return 0;
 }
 
 static int open_replica(struct standby *s, const struct proto_hello *hello,
@@ -206,8 +207,7 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
     }
     w.committed = start == START_RESUME ? standby_held(s).epoch : 0;
     iov.iov_len = proto_put_welcome(body, &w);
-    if (link_send(s->link, PROTO_WELCOME, 0, &iov, 1) < 0)
-        return error_set(err, "the primary went away"), REFUSE_PROTOCOL;
+    link_send(s->link, PROTO_WELCOME, 0, &iov, 1); /* the same */
     detector_connected(&s->detector, start != START_ANEW, hello->timeout_ms * NS_PER_MS, clock_ns());
     log_info(s->cfg->name, "primary %s connected, %s", link_peer(s->link), words[start]);
     return 0;
@@ -263,6 +263,9 @@ void standby_take_offer(struct standby *s)
         standby_note(s, "refused primary %s: %s", link_peer(link), err.text);
         s->link = NULL;
         standby_refuse(link, refusal, &err);
-        detector_goodbye(&s->detector, clock_ns());
+        if (standby_held(s).epoch) /* whoever it was, this checkpoint still counts */
+            detector_closed(&s->detector, err.text, clock_ns());
+        else
+            detector_goodbye(&s->detector, clock_ns());
     }
 }

@@ -258,6 +258,18 @@ def test_requests_and_error_codes():
     assert backupd.requests == [{"format": 1, "verb": "discard", "vm": "db1"}]
 
 
+def test_preflight_shows_everything_that_is_missing():
+    thing = {"what": "there is no bridge br9", "remedy": "ip link add br9 type bridge"}
+    knows_it = {"vm": "db1", "role": "backup", "platform": "xen", "lacks": [thing, thing]}
+    _, daemon = with_daemons(None, knows(knows_it))
+    got = expect(remusctl("preflight", "db1"), 1, "there is no bridge br9", "to do: ip link add br9")
+    assert got[1].count("to do") == 2 and got[2] == "", got
+    assert daemon.requests == [{"format": 1, "verb": "preflight", "vm": "db1"}]
+    assert json.loads(expect(remusctl("--json", "preflight", "db1"), 1)[1])["vms"] == [knows_it]
+    knows_it["lacks"] = []
+    expect(remusctl("preflight", "db1"), 0, "nothing is missing")
+
+
 def script(verb, before, after, then=None):
     """A daemon whose VM is `before`, and from the verb on goes through the states of `after`."""
     pending = [before]
