@@ -85,7 +85,16 @@ int standby_open_port(struct standby *s, struct error *err)
         .mac = s->cfg->mac,
         .queue_bytes = s->cfg->net_queue_bytes,
     };
+    struct nfqueue_port_config queue = {
+        .queue = (uint16_t)s->cfg->nfqueue,
+        .vif = s->cfg->vif,
+        .bridge = s->cfg->guest_bridge,
+        .mac = s->cfg->mac,
+        .queue_bytes = s->cfg->net_queue_bytes,
+    };
 
+    if (*s->cfg->vif)
+        return nfqueue_port_open(&s->port, &queue, err);
     if (!s->cfg->tap[0])
         return (s->port = null_port_new()) ? 0 : error_set(err, "no memory");
     if (vm_net_paths(s->cfg, guest, port) < 0)

@@ -29,7 +29,7 @@ PRIMARY = {
     "ratio": 14.9, "ack_lag_ms": {"p50": 18.2, "p99": 30.5}, "cpu_share": 0.03,
     "cache_hit_rate": 0.905,
     "net": {"held_frames": 3, "held_bytes": 4200, "held_max": 120, "frames_out": 48112,
-            "frames_in": 33111, "dropped_in": 0, "full_ms": 0,
+            "frames_in": 33111, "dropped_in": 0, "dropped_out": 0, "port": "frames", "full_ms": 0,
             "hold_ms": {"p50": 27.0, "p99": 40.1}, "passed": {"open": 7123, "unprotected": 0},
             "held": {"other": 800, "untracked": 0, "strict": 0, "outside": 91, "begun": 17, "behind": 0},
             "flows": {"open": 4, "held": 5, "strict": 1, "untracked": 0,

@@ -260,16 +260,18 @@ static int check_vif(const struct vm_config *cfg, const libxl_domain_config *con
     const libxl_device_nic *nic = config->nics;
 
     if (config->num_nics == 0)
-        return !*cfg->tap ? 0 : error_set(err, "it has no vif, but its section a tap");
-    if (!*cfg->tap)
+        return !*cfg->tap && !*cfg->vif ? 0 : error_set(err, "it has no vif, but its section a tap or vif");
+    if (!*cfg->tap && !*cfg->vif)
         return error_set(err,
-                         "it has a vif, whose packets must be held: set tap, mac and guest-bridge");
+                         "it has a vif, whose packets must be held: set tap, mac and guest-bridge, or vif and mac");
     if (config->num_nics > 1)
         return error_set(err, "it has %d vifs, one at most can be held", config->num_nics);
-    if (!nic->bridge || strcmp(nic->bridge, cfg->guest_bridge) != 0)
+    if (*cfg->vif && (!nic->ifname || strcmp(nic->ifname, cfg->vif) != 0))
+        return error_set(err, "its vif is not called %s: add vifname=%s to it in xl.cfg", cfg->vif, cfg->vif);
+    if (*cfg->guest_bridge && (!nic->bridge || strcmp(nic->bridge, cfg->guest_bridge) != 0))
         return error_set(err, "its vif is on bridge %s: put it on guest-bridge = %s",
                          nic->bridge ? nic->bridge : "?", cfg->guest_bridge);
-    return check_bridge(cfg, err);
+    return *cfg->vif ? 0 : check_bridge(cfg, err);
 }
 
 /* R5: each of its disks is one of ours, whose server remusd has started. */
