@@ -4,7 +4,6 @@
 import json
 import random
 import re
-import statistics
 import time
 
 from xenlab import LabError, say, wait_for
@@ -17,7 +16,7 @@ IMAGE = f'/root/{GUEST}.img'
 
 
 def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramdisk='guest.cpio.gz', disk=False):
-    vif = f"vif = ['mac={MAC},bridge=rx0-guest,script=vif-remus']" if network else ''
+    vif = f"vif = ['mac={MAC},bridge=rx0-guest']" if network else ''
     if disk:
         vif += f"\ndisk = ['vdev=xvda,format=raw,script=block-remus,target={GUEST}']"
     for host in hosts:
@@ -349,59 +348,6 @@ def preflight(hosts):
     expect(hosts[0], 'its disk xvda would not be replicated')
 
 
-def measure(hosts, system, begin, end):
-    """Checkpoints as dom0 and the link see them, and how long after its order the replica runs; a JSON line."""
-    octets = 'cat /sys/class/net/eth1/statistics/tx_bytes'
-    domid = hosts[0].run(f'xl domid {GUEST}').strip()
-    begin()
-    time.sleep(10)
-    sent = int(hosts[0].run(octets))
-    lines = hosts[0].run(f'/lab/pause-watch {domid} 40', 200).split('\n')[:-1]
-    sent = int(hosts[0].run(octets)) - sent
-    if len(lines) < 10:
-        raise LabError(f'{system}: {len(lines)} checkpoints in 40 s')
-    suspend, held = ([int(line.split()[i]) / 1000 for line in lines] for i in (0, 1))
-    figures = {'system': system, 'checkpoints': len(lines), 'suspend_ms': round(statistics.median(suspend), 1),
-               'held_ms': round(statistics.median(held), 1), 'bytes_per_checkpoint': sent // len(lines),
-               'takeover_ms': round(end())}
-    say('{system:8} {checkpoints:3} checkpoints: {suspend_ms:6} ms until suspended, {held_ms:6} ms held, '
-        '{bytes_per_checkpoint:8} octets each; takeover {takeover_ms} ms'.format(**figures))
-    print(json.dumps(figures), flush=True)
-    goes_on(hosts[1], 2)
-
-
-def compare_remusd(hosts):
-    """Figures of remusd, to be compared with compare-xl's."""
-    guest_config(hosts)
-    start_guest(hosts[0])
-    start_daemons(hosts)
-
-    def end():
-        hosts[0].kill()
-        return wait_state(hosts[1], 'active')['takeover']['activate_ms']
-    measure(hosts, 'remusd', lambda: protect(hosts), end)
-
-
-def compare_xl(hosts):
-    """Figures of xl remus with the same guest; its takeover begins when the stream is ended by hand."""
-    guest_config(hosts)
-    start_guest(hosts[0])
-    port = 8002
-    hosts[1].start(f'socat -b 262144 TCP-LISTEN:{port},reuseaddr EXEC:"xl -vvv migrate-receive -r",setsid', '/var/log/receive.log')
-
-    def begin():
-        hosts[0].start(f'xl remus -F -n -d -i 500 -s "" {GUEST} "socat -b 262144 - TCP:{hosts[1].address}:{port}"',
-                       '/var/log/remus.log')
-        wait_for('the replica', PATIENCE, lambda: GUEST in hosts[1].run('xl list'), 0.5)
-
-    def end():
-        hosts[0].kill()
-        return float(hosts[1].run('a=$(date +%s%N); kill $(pidof socat); while xl list ' + GUEST + '--incoming >/dev/null 2>&1; do :; done; '
-                                  f'until [ "$(xl list {GUEST} 2>/dev/null | awk \'NR == 2 && $5 !~ /p/\')" ]; do :; done; '
-                                  'echo $((($(date +%s%N) - a) / 1000))')) / 1000
-    measure(hosts, 'xl-remus', begin, end)
-
-
 def clean_up(hosts):
     """Hosts that stay up: ends what an earlier scenario left."""
     for host in hosts:
@@ -424,4 +370,4 @@ def explain(hosts):
 
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'operator': operator, 'shutdown': shutdown,
        'database': database,
-       'preflight': preflight, 'compare-remusd': compare_remusd, 'compare-xl': compare_xl}
+       'preflight': preflight}
