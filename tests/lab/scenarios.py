@@ -16,7 +16,7 @@ IMAGE = f'/root/{GUEST}.img'
 
 
 def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramdisk='guest.cpio.gz', disk=False):
-    vif = f"vif = ['mac={MAC},bridge=rx0-guest']" if network else ''
+    vif = f"vif = ['mac={MAC},bridge=rx0-guest,script=vif-remus']" if network else ''
     if disk:
         vif += f"\ndisk = ['vdev=xvda,format=raw,script=block-remus,target={GUEST}']"
     for host in hosts:
