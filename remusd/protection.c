@@ -138,7 +138,7 @@ static int send_hello(struct protection *p, struct link *link, uint32_t flags)
     snprintf(hello.platform, sizeof(hello.platform), "%s", p->cfg->platform);
     snprintf(hello.profile, sizeof(hello.profile), "%s", p->vm ? p->vm->profile : "");
     if (p->engine.disk) {
-        hello.features |= FEATURE_DISKS | FEATURE_DISK_CHECKS;
+        hello.features |= FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_BLOCKS;
         hello.required |= FEATURE_DISKS;
         hello.disk_count = disk_count(p->engine.disk);
         for (unsigned i = 0; i < hello.disk_count; i++)
@@ -244,6 +244,7 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
     enum answer answer = dial(p, flags, &link, &welcome, &err);
 
     if (answer == ANSWER_WELCOME) {
+        e->send_blocks = welcome.features & FEATURE_BLOCKS;
         if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
             error_set(&err, "cannot start a thread");
             link_free(link);
