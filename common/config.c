@@ -503,8 +503,6 @@ static int check_vm(const struct vm_config *vm, int end)
     if (*vm->services && !*vm->tap)
         return fail(line_of("services", end), vm,
                     "services needs tap: without a network there are none");
-    if (strcmp(vm->platform, "xen") == 0 && vm->disk_count)
-        return fail(end, vm, "platform = xen has no disks yet");
     if (strcmp(vm->platform, "xen") == 0 ? !*vm->tap != !*vm->guest_bridge : *vm->guest_bridge)
         return fail(line_of("guest-bridge", line_of("tap", end)), vm,
                     "tap and guest-bridge go together with platform = xen, and guest-bridge only there");

@@ -7,13 +7,12 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include "common/cleanup.h"
-#include "common/clock.h"
+#include "common/random.h"
 #include "common/wire.h"
 #include "image.h"
 
@@ -27,17 +26,6 @@ int image_record_path(const char *image, char path[PATH_MAX])
     int n = snprintf(path, PATH_MAX, "%s.remus", image);
 
     return n > 0 && n < PATH_MAX ? 0 : -1;
-}
-
-uint64_t image_new_id(void)
-{
-    uint64_t id;
-
-    do {
-        if (getrandom(&id, sizeof(id), 0) != sizeof(id))
-            id = clock_ns();
-    } while (id == 0);
-    return id;
 }
 
 static uint64_t block_count(uint64_t size)
@@ -283,7 +271,7 @@ int image_take(const char *image, struct error *err)
     if (!same) {
         if (found && forget_stamps(image, err) < 0)
             return -1;
-        rec = (struct image_record){.role = IMAGE_VALID, .id = image_new_id(), .size = size,
+        rec = (struct image_record){.role = IMAGE_VALID, .id = random_id(), .size = size,
                                     .epoch = rec.epoch};
     }
     rec.clean = false;
@@ -311,7 +299,7 @@ int image_validate(const char *image, uint64_t epoch, struct error *err)
         return error_set(err, "the record of disk \"%s\" is gone", image);
     rec.role = IMAGE_VALID;
     rec.clean = false;
-    rec.id = image_new_id();
+    rec.id = random_id();
     rec.epoch = epoch;
     read_boot_id(rec.boot);
     return image_write(image, &rec, err);

@@ -51,8 +51,6 @@ int image_write(const char *image, const struct image_record *rec, struct error 
 /* Octets of the image; creates a sparse one of `create` octets when there is none and create is not 0. */
 int image_size(const char *image, uint64_t create, uint64_t *size, struct error *err);
 
-uint64_t image_new_id(void);
-
 /* The image and its stamps, open. */
 struct image {
     int fd, record_fd;

@@ -16,6 +16,7 @@
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/random.h"
 #include "common/wire.h"
 #include "image.h"
 #include "journal.h"
@@ -445,7 +446,7 @@ static int claim_image(const char *image, const struct disk_info *disk, struct e
                          ": make them equal, or remove the one here", image, size, disk->size);
     if (found && rec.role == IMAGE_REPLICA)
         return 0;
-    return image_write(image, &(struct image_record){.role = IMAGE_REPLICA, .id = image_new_id(), .size = size},
+    return image_write(image, &(struct image_record){.role = IMAGE_REPLICA, .id = random_id(), .size = size},
                        err);
 }
 

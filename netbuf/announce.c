@@ -2,6 +2,10 @@
 #include <string.h>
 
 #include "announce.h"
+#include "common/clock.h"
+
+static const unsigned round_ms[] = {0, 50, 200, 1000};
+#define ROUNDS (sizeof(round_ms) / sizeof(round_ms[0]))
 
 enum { ARP_REQUEST = 1, ARP_REPLY = 2, RARP_REQUEST = 3 };
 
@@ -89,4 +93,37 @@ size_t announce_frame(const struct net_address *a, unsigned i, uint8_t frame[ANN
     else if (a->family == 0 && i == 0)
         len = put_arp(frame, a, ETHERTYPE_RARP_, RARP_REQUEST);
     return len && len < ETH_MIN ? ETH_MIN : len;
+}
+
+void announcer_start(struct announcer *a, const struct net_addresses *known, uint64_t now)
+{
+    a->count = a->next = a->round = 0;
+    a->start = now;
+    for (unsigned i = 0; i < known->count; i++)
+        for (unsigned k = 0; k < ANNOUNCE_PER_ADDRESS; k++) {
+            size_t len = announce_frame(&known->entry[i], k, a->frame[a->count].data);
+            if (len)
+                a->frame[a->count++].len = len;
+        }
+}
+
+uint64_t announcer_due(const struct announcer *a)
+{
+    return a->count == 0 || a->round == ROUNDS ? TIME_NEVER : a->start + round_ms[a->round] * NS_PER_MS;
+}
+
+bool announcer_next(struct announcer *a, uint64_t now, struct iovec *v)
+{
+    if (now < announcer_due(a))
+        return false;
+    *v = (struct iovec){a->frame[a->next].data, a->frame[a->next].len};
+    return true;
+}
+
+void announcer_sent(struct announcer *a)
+{
+    if (++a->next < a->count)
+        return;
+    a->next = 0;
+    a->round++;
 }

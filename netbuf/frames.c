@@ -28,16 +28,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#include "announce.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/config.h"
-#include "gate.h"
-#include "port.h"
-#include "reset.h"
+#include "port-common.h"
 
 #define BATCH 32u
-#define LINGER 2u /* with 1, too many transactions of a busy server begin too late (measured) */
 #define SOCKET_BUFFER (1 << 20)
 #define QLEN_ENOUGH 256 /* net.unix.max_dgram_qlen below this throttles the guest */
 /*
@@ -50,9 +45,6 @@
 #define RETRY_NS                                                                                   \
     (5 * NS_PER_MS) /* network that cannot take a frame and does not say when it can               \
                      */
-
-static const unsigned announce_ms[] = {0, 50, 200, 1000};
-#define ANNOUNCE_ROUNDS (sizeof(announce_ms) / sizeof(announce_ms[0]))
 
 /* Frames on their way through the thread. */
 struct batch {
@@ -72,21 +64,14 @@ struct frames_port {
     bool tap_is_socket;
     bool guest_is_tap; /* rx and tx are the same tap */
     struct sockaddr_un guest_address, port_address, tap_address;
-    struct net_address fallback; /* announced when no address is known */
-    bool has_fallback;
+    struct net_address fallback; /* announced when no address is known; all zero: nothing is */
     bool has_services;
     char warning[160];
 
-    pthread_mutex_t lock; /* gate, up, announce_*, reset */
+    pthread_mutex_t lock; /* gate, up, takeover */
     struct gate *gate;
-    struct reset *reset; /* NULL: no connection is being reset */
+    struct takeover takeover;
     struct batch up; /* read from the guest; always emptied into the gate at once */
-    struct {
-        uint8_t frame[ANNOUNCE_FRAME_MAX];
-        size_t len;
-    } announce[NET_ADDRESSES_MAX * ANNOUNCE_PER_ADDRESS];
-    unsigned announce_count, announce_next, announce_round;
-    uint64_t announce_start;
 
     struct batch down; /* read from the tap, not yet taken by the guest */
     uint64_t retry_at; /* the tap did not take a frame: 0, or when to try again at the latest */
@@ -217,7 +202,7 @@ static bool is_reset(struct frames_port *f, enum reset_side from, const struct i
     bool taken;
 
     pthread_mutex_lock(&f->lock);
-    taken = f->reset && reset_take(f->reset, from, frame->iov_base, frame->iov_len, &answer);
+    taken = f->takeover.reset && reset_take(f->takeover.reset, from, frame->iov_base, frame->iov_len, &answer);
     pthread_mutex_unlock(&f->lock);
     if (taken && answer.len)
         send_reset(f, &answer);
@@ -227,20 +212,15 @@ static bool is_reset(struct frames_port *f, enum reset_side from, const struct i
 /* Returns when the next poke is due. */
 static uint64_t poke(struct frames_port *f)
 {
-    uint64_t now = clock_ns(), due;
     struct reset_frame frame;
+    uint64_t now = clock_ns();
+    struct reset *r;
     SCOPED_LOCK(&f->lock);
 
-    if (!f->reset)
-        return TIME_NEVER;
-    while (!f->retry_at && reset_poke(f->reset, now, &frame) && send_reset(f, &frame))
-        reset_poked(f->reset);
-    due = reset_due(f->reset, now);
-    if (due == TIME_NEVER) {
-        reset_free(f->reset);
-        f->reset = NULL;
-    }
-    return due;
+    r = f->takeover.reset;
+    while (r && !f->retry_at && reset_poke(r, now, &frame) && send_reset(f, &frame))
+        reset_poked(r);
+    return takeover_reset_due(&f->takeover, now);
 }
 
 /* Returns true while there may be more to write at once. */
@@ -251,7 +231,7 @@ static bool write_released(struct frames_port *f)
     bool resetting;
 
     pthread_mutex_lock(&f->lock);
-    resetting = f->reset != NULL;
+    resetting = f->takeover.reset != NULL;
     n = gate_peek(f->gate, v, resetting ? 1 : BATCH);
     pthread_mutex_unlock(&f->lock);
     if (n == 0)
@@ -265,29 +245,19 @@ static bool write_released(struct frames_port *f)
     return f->retry_at == 0;
 }
 
-static uint64_t announce_at(const struct frames_port *f)
-{
-    if (f->announce_round == ANNOUNCE_ROUNDS)
-        return TIME_NEVER;
-    return f->announce_start + announce_ms[f->announce_round] * NS_PER_MS;
-}
-
 /* Returns when the next announcement is due. */
 static uint64_t announce(struct frames_port *f)
 {
+    struct announcer *a = &f->takeover.announcer;
+    struct iovec v;
     SCOPED_LOCK(&f->lock);
 
-    if (f->retry_at || clock_ns() < announce_at(f))
-        return announce_at(f);
-    while (f->announce_next < f->announce_count) {
-        struct iovec v = {f->announce[f->announce_next].frame, f->announce[f->announce_next].len};
+    while (!f->retry_at && announcer_next(a, clock_ns(), &v)) {
         if (write_network(f, &v, 1) == 0 && !network_refused(f))
-            return announce_at(f);
-        f->announce_next++;
+            break;
+        announcer_sent(a);
     }
-    f->announce_next = 0;
-    f->announce_round++;
-    return announce_at(f);
+    return announcer_due(a);
 }
 
 /* The gate sees what comes for the guest, in `down`, before the guest can answer it. */
@@ -461,60 +431,29 @@ static void frames_pass(struct port *p)
 static int frames_activate(struct port *p, const uint8_t *net_state, size_t len, struct error *err)
 {
     struct frames_port *f = of(p);
-    struct net_addresses known;
-    struct net_state state;
-    struct reset *reset = NULL;
+    int rc;
 
-    if (net_state_decode(&state, net_state, len, err) < 0)
-        return -1;
-    if (state.flows && !(reset = reset_new(&state, clock_ns())))
-        return error_set(err, "resetting %u connections: %s", state.flows, strerror(ENOMEM));
-    known = state.addresses;
-    if (known.count == 0 && f->has_fallback)
-        known.entry[known.count++] = f->fallback;
     pthread_mutex_lock(&f->lock);
-    *gate_addresses(f->gate) = known;
-    f->announce_count = f->announce_next = f->announce_round = 0;
-    for (unsigned i = 0; i < known.count; i++)
-        for (unsigned k = 0; k < ANNOUNCE_PER_ADDRESS; k++) {
-            size_t n = announce_frame(&known.entry[i], k, f->announce[f->announce_count].frame);
-            if (n)
-                f->announce[f->announce_count++].len = n;
-        }
-    f->announce_start = clock_ns();
-    reset_free(f->reset);
-    f->reset = reset; /* before the gate opens: the guest may have sent something already */
-    gate_pass(f->gate);
+    /* Before the gate opens: the guest may have sent something already. */
+    rc = takeover_begin(&f->takeover, f->gate, &f->fallback, net_state, len, err);
+    if (rc == 0)
+        gate_pass(f->gate);
     pthread_mutex_unlock(&f->lock);
     wake(f);
-    return 0;
+    return rc;
 }
 
 static void frames_stats(struct port *p, struct port_stats *stats)
 {
     struct frames_port *f = of(p);
-    struct gate_stats g;
 
     pthread_mutex_lock(&f->lock);
-    gate_stats(f->gate, clock_ns(), &g);
+    port_gate_stats(f->gate, stats);
     pthread_mutex_unlock(&f->lock);
-    *stats = (struct port_stats){
-        .held_frames = g.held_frames,
-        .held_bytes = g.held_bytes,
-        .held_frames_max = g.held_frames_max,
-        .frames_out = g.out_frames,
-        .bytes_out = g.out_bytes,
-        .frames_in = f->in,
-        .dropped_in = f->dropped_in,
-        .refused = g.refused + f->tap_refused,
-        .full_ns = g.full_ns,
-        .hold_p50_ns = g.hold_p50_ns,
-        .hold_p99_ns = g.hold_p99_ns,
-        .has_flows = f->has_services,
-        .unprotected = g.unprotected,
-        .flows = g.flows,
-    };
-    memcpy(stats->by, g.by, sizeof(stats->by));
+    stats->frames_in = f->in;
+    stats->dropped_in = f->dropped_in;
+    stats->refused += f->tap_refused;
+    stats->has_flows = f->has_services;
 }
 
 static void frames_free(struct frames_port *f)
@@ -530,7 +469,7 @@ static void frames_free(struct frames_port *f)
     if (f->wake >= 0)
         close(f->wake);
     gate_free(f->gate);
-    reset_free(f->reset);
+    reset_free(f->takeover.reset);
     free(f->up.frame);
     free(f->down.frame);
     pthread_mutex_destroy(&f->lock);
@@ -719,45 +658,6 @@ static int open_guest(struct frames_port *f, const struct frames_port_config *cf
     return join_bridge(name, cfg->guest_bridge, err);
 }
 
-static int set_fallback(struct frames_port *f, const char *mac, struct error *err)
-{
-    unsigned v[6];
-    char end;
-
-    if (!*mac)
-        return 0;
-    if (sscanf(mac, "%2x:%2x:%2x:%2x:%2x:%2x%c", &v[0], &v[1], &v[2], &v[3], &v[4], &v[5], &end) !=
-            6 ||
-        (v[0] & 1))
-        return error_set(err, "mac '%s': six pairs of hexadecimal digits expected, no multicast",
-                         mac);
-    for (unsigned i = 0; i < 6; i++)
-        f->fallback.mac[i] = (uint8_t)v[i];
-    f->has_fallback = true;
-    return 0;
-}
-
-static int add_services(struct frames_port *f, const char *services, struct error *err)
-{
-    const char *at = services;
-    char protocol[16];
-    uint16_t value;
-    int rc;
-
-    while ((rc = config_next_service(&at, protocol, &value)) > 0) {
-        const struct parser *parser = parser_find(protocol);
-        if (strcmp(protocol, "dscp") == 0)
-            gate_set_mark(f->gate, (uint8_t)value);
-        else if (!parser || gate_add_service(f->gate, value, parser) < 0)
-            break;
-    }
-    return rc == 0 ? 0
-                   : error_set(err,
-                               "services '%s': want at most %d times pgsql:PORT, mysql:PORT or "
-                               "dscp:MARK",
-                               services, CONFIG_SERVICES_MAX);
-}
-
 static void check_qlen(struct frames_port *f)
 {
     static const char path[] = "/proc/sys/net/unix/max_dgram_qlen";
@@ -805,15 +705,15 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
         return error_set(err, "frames port: %s", strerror(ENOMEM));
     f->port.ops = &frames_ops;
     f->wake = f->rx = f->tx = f->tap = -1;
-    f->announce_round = ANNOUNCE_ROUNDS;
     pthread_mutex_init(&f->lock, NULL);
     check_qlen(f);
 
     f->has_services = cfg->services && *cfg->services;
-    f->gate = gate_new(cfg->queue_bytes, f->has_services ? NET_FLOWS_MAX : 0);
-    if (!f->gate || batch_init(&f->up) < 0 || batch_init(&f->down) < 0) {
-        error_set(err, "packet queue of %zu octets: %s", cfg->queue_bytes,
-                  errno == EINVAL ? "too small" : strerror(errno));
+    f->gate = port_gate_new(cfg->queue_bytes, cfg->services, cfg->open_active, err);
+    if (!f->gate)
+        goto fail;
+    if (batch_init(&f->up) < 0 || batch_init(&f->down) < 0) {
+        error_set(err, "frames port: %s", strerror(ENOMEM));
         goto fail;
     }
     f->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -821,10 +721,7 @@ int frames_port_open(struct port **out, const struct frames_port_config *cfg, st
         error_set(err, "frames port: eventfd: %s", strerror(errno));
         goto fail;
     }
-    if (f->has_services && cfg->open_active)
-        gate_linger(f->gate, LINGER);
-    if ((f->has_services && add_services(f, cfg->services, err) < 0) ||
-        set_fallback(f, cfg->mac, err) < 0 || open_tap(f, cfg->tap, err) < 0 ||
+    if (port_station(cfg->mac, &f->fallback, err) < 0 || open_tap(f, cfg->tap, err) < 0 ||
         open_guest(f, cfg, err) < 0 || start_thread(f, err) < 0)
         goto fail;
     *out = &f->port;

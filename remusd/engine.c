@@ -55,7 +55,7 @@ int engine_open(struct engine *e, struct vm *vm, struct port *port, struct error
     return 0;
 }
 
-void engine_free(struct engine *e)
+void engine_close(struct engine *e)
 {
     for (int i = 0; i < PACER_IN_FLIGHT; i++) {
         bitmap_free(&e->inflight[i].pages);
@@ -69,6 +69,18 @@ void engine_free(struct engine *e)
     free(e->blocks);
     page_encoder_free(e->encoder);
     staging_free(e->staging);
+    memset(e->inflight, 0, sizeof(e->inflight));
+    e->disk = NULL;
+    e->workers = NULL;
+    e->blocks = NULL;
+    e->encoder = NULL;
+    e->staging = NULL;
+    e->holding = false;
+}
+
+void engine_free(struct engine *e)
+{
+    engine_close(e);
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->changed);
 }

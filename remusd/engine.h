@@ -107,6 +107,8 @@ void engine_init(struct engine *e, const struct vm_config *cfg);
 
 /* Allocates all that the epochs will need; vm and port are borrowed. */
 int engine_open(struct engine *e, struct vm *vm, struct port *port, struct error *err);
+/* Gives back what engine_open took, and the disks; engine_open may follow. */
+void engine_close(struct engine *e);
 void engine_free(struct engine *e);
 
 /*

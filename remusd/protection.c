@@ -1,35 +1,25 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
-#include <unistd.h>
 
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
-#include "common/run-file.h"
 #include "common/urgent.h"
-#include "disk/image.h"
 #include "disk/server.h"
 #include "protection-impl.h"
 
-#define CONNECT_NS NS_PER_S
-#define WELCOME_SILENCE_NS (5 * NS_PER_S) /* the backup sends heartbeats while it prepares the replica */
 #define GOODBYE_NS NS_PER_S
 #define REOPEN_NS (5 * NS_PER_S)
 #define HEALTH_NS (100 * NS_PER_MS)
 
-static void note(struct protection *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-
 /* Logs an error once and keeps it for the status. */
-static void note(struct protection *p, const char *fmt, ...)
+void protection_note(struct protection *p, const char *fmt, ...)
 {
     char text[512];
     bool again;
@@ -45,53 +35,6 @@ static void note(struct protection *p, const char *fmt, ...)
     pthread_mutex_unlock(&p->engine.lock);
     if (!again)
         log_warning(p->cfg->name, "%s", text);
-}
-
-/*
- * RUN_DIR/NAME.guest outlives the daemon: "SESSION held INSTANCE", or free, or handed when HANDOVER was
- * sent.  A daemon that comes after a crash finds there which run of the guest it looks after, and that nothing may
- * pass before the backup has spoken (R1, R7).
- */
-static int save_identity(const struct protection *p, const char *word, struct error *err)
-{
-    char text[64];
-    int n = snprintf(text, sizeof(text), "%016" PRIx64 " %s %016" PRIx64 "\n", p->session, word,
-                     p->vm ? p->vm->instance : 0);
-
-    return run_file_write(p->cfg, ".guest", text, (size_t)n, err);
-}
-
-static void new_session(struct protection *p)
-{
-    do {
-        if (getrandom(&p->session, sizeof(p->session), 0) != sizeof(p->session))
-            p->session = clock_ns();
-    } while (p->session == 0);
-}
-
-/*
- * Of a guest that was found running; an unreadable file counts as handed over, which is the safe side.  A guest that
- * others start, and of whose run there is no record, was never protected.
- */
-static void load_identity(struct protection *p, char word[8])
-{
-    char path[PATH_MAX];
-    uint64_t instance = 0;
-    FILE *f;
-    int n = 0;
-
-    run_path(p->cfg, ".guest", path, sizeof(path));
-    f = fopen(path, "re");
-    if (f) {
-        n = fscanf(f, "%" SCNx64 " %7s %" SCNx64, &p->session, word, &instance);
-        fclose(f);
-    }
-    if (p->vm->instance && (!f || (n == 3 && instance != p->vm->instance)))
-        n = 0, strcpy(word, "free");
-    else if (n < 2)
-        strcpy(word, "handed");
-    if (n < 2 || p->session == 0)
-        new_session(p);
 }
 
 static enum protection_request take_request(struct protection *p)
@@ -110,126 +53,6 @@ static bool request_waits(struct protection *p)
     return p->request != REQUEST_NONE;
 }
 
-#define EVENT(p, call)                                                                             \
-    do {                                                                                           \
-        pthread_mutex_lock(&(p)->engine.lock);                                                     \
-        call;                                                                                      \
-        pthread_mutex_unlock(&(p)->engine.lock);                                                   \
-    } while (0)
-
-/* --- the handshake --- */
-
-static int send_hello(struct protection *p, struct link *link, uint32_t flags)
-{
-    struct proto_hello hello = {
-        .version_min = PROTO_VERSION_MIN,
-        .version_max = PROTO_VERSION_MAX,
-        .session = p->session,
-        .flags = flags,
-        .pages = p->vm ? p->vm->pages : p->cfg->memory_bytes / PAGE_SIZE,
-        .page_size = PAGE_SIZE,
-        .heartbeat_ms = p->cfg->heartbeat_ms,
-        .timeout_ms = p->cfg->timeout_ms,
-    };
-    uint8_t body[PROTO_SMALL_MAX];
-    struct iovec iov = {.iov_base = body};
-
-    snprintf(hello.vm, sizeof(hello.vm), "%s", p->cfg->name);
-    snprintf(hello.platform, sizeof(hello.platform), "%s", p->cfg->platform);
-    snprintf(hello.profile, sizeof(hello.profile), "%s", p->vm ? p->vm->profile : "");
-    if (p->engine.disk) {
-        hello.features |= FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_BLOCKS;
-        hello.required |= FEATURE_DISKS;
-        hello.disk_count = disk_count(p->engine.disk);
-        for (unsigned i = 0; i < hello.disk_count; i++)
-            hello.disks[i] = (struct proto_disk){disk_infos(p->engine.disk)[i].size,
-                                                 disk_infos(p->engine.disk)[i].id};
-    }
-    if (p->vm && p->vm->description.len)
-        hello.features |= FEATURE_MACHINE, hello.required |= FEATURE_MACHINE;
-    iov.iov_len = proto_put_hello(body, &hello);
-    if (link_send(link, PROTO_HELLO, 0, &iov, 1) < 0)
-        return -1;
-    if (!(hello.features & FEATURE_MACHINE) || flags & HELLO_QUERY)
-        return 0;
-    iov = (struct iovec){p->vm->description.data, p->vm->description.len};
-    return link_send(link, PROTO_MACHINE, 0, &iov, 1);
-}
-
-enum answer {
-    ANSWER_WELCOME,
-    ANSWER_REFUSED, /* something must be mended */
-    ANSWER_TAKEN,   /* another guest of this VM is, or may be, or waits to be somewhere else */
-    ANSWER_ACTIVE,  /* the backup runs it */
-    ANSWER_FAILED,  /* no answer that means anything */
-};
-
-static enum answer await_welcome(struct protection *p, struct link *link, bool query,
-                                 struct proto_welcome *welcome, struct error *err)
-{
-    unsigned disks = p->engine.disk ? disk_count(p->engine.disk) : 0;
-
-    struct proto_notice notice;
-    struct record rec;
-
-    do {
-        enum link_result r = link_recv(link, &rec, link_last_heard(link) + WELCOME_SILENCE_NS, err);
-
-        if (r == LINK_CLOSED)
-            error_set(err, "it closed the connection");
-        else if (r == LINK_TIMEOUT)
-            error_set(err, "it did not answer; is that a remus-backupd?");
-        if (r != LINK_RECORD)
-            return ANSWER_FAILED;
-        if (rec.type == PROTO_DISKS && disks) {
-            if (proto_get_disks(p->engine.disk_base, disks, rec.body, rec.length, err) < 0)
-                return ANSWER_FAILED;
-            disks = 0;
-            rec.type = PROTO_HEARTBEAT;
-        }
-    } while (rec.type == PROTO_HEARTBEAT);
-    if (rec.type == PROTO_WELCOME && disks && !query) {
-        error_set(err, "it did not say what it has of the disks");
-        return ANSWER_FAILED;
-    }
-    if (rec.type == PROTO_WELCOME)
-        return proto_get_welcome(welcome, rec.body, rec.length, err) < 0 ? ANSWER_FAILED
-                                                                         : ANSWER_WELCOME;
-    if (rec.type == PROTO_REFUSE) {
-        if (proto_get_notice(&notice, rec.body, rec.length, err) < 0)
-            return ANSWER_FAILED;
-        error_set(err, "%s", notice.text);
-        return notice.code == REFUSE_ACTIVE ? ANSWER_ACTIVE
-               : notice.code == REFUSE_BUSY || notice.code == REFUSE_LATER ? ANSWER_TAKEN
-                                                                           : ANSWER_REFUSED;
-    }
-    error_set(err, "it answered with %s", proto_type_name(rec.type));
-    return ANSWER_FAILED;
-}
-
-/* Connects and says HELLO.  *link is NULL unless the answer is a welcome. */
-static enum answer dial(struct protection *p, uint32_t flags, struct link **link,
-                        struct proto_welcome *welcome, struct error *err)
-{
-    struct chan *chan = tcp_connect(p->cfg->backup, CONNECT_NS, err);
-    enum answer answer = ANSWER_FAILED;
-
-    *link = NULL;
-    if (!chan)
-        return answer;
-    *link = link_new(chan);
-    if (!*link || send_hello(p, *link, flags) < 0)
-        error_set(err, "%s", strerror(errno));
-    else
-        answer = await_welcome(p, *link, flags & HELLO_QUERY, welcome, err);
-    if (answer != ANSWER_WELCOME) {
-        error_prefix(err, "backup %s", p->cfg->backup);
-        link_free(*link);
-        *link = NULL;
-    }
-    return answer;
-}
-
 /* True with a link attached to the engine; otherwise the lifecycle has been told why not. */
 static bool connect_backup(struct protection *p, uint64_t *committed)
 {
@@ -241,7 +64,7 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
     bool continuous = p->continuous &&
                       (!e->disk || disk_changed_since(e->disk, e->disk_acked) < p->cfg->disk_journal_bytes / 2);
     uint32_t flags = (continuous ? 0 : HELLO_RESYNC) | (p->lc.held ? HELLO_HELD : 0);
-    enum answer answer = dial(p, flags, &link, &welcome, &err);
+    enum answer answer = protection_dial(p, flags, &link, &welcome, &err);
 
     if (answer == ANSWER_WELCOME) {
         e->send_blocks = welcome.features & FEATURE_BLOCKS;
@@ -256,25 +79,11 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
         }
         answer = ANSWER_FAILED;
     }
-    note(p, "%s", err.text);
+    protection_note(p, "%s", err.text);
     EVENT(p, answer == ANSWER_ACTIVE    ? lifecycle_peer_active(&p->lc, clock_ns())
              : answer == ANSWER_FAILED ? lifecycle_connect_failed(&p->lc, clock_ns())
                                        : lifecycle_refused(&p->lc, clock_ns()));
     return false;
-}
-
-/* R5: what the guest on the backup writes from now on is not in the images here. */
-static void disown_disks(struct protection *p)
-{
-    struct error err;
-
-    if (!p->cfg->disk_count)
-        return;
-    if (disk_server_stop(p->cfg, &err) < 0)
-        note(p, "%s", err.text);
-    for (unsigned i = 0; i < p->cfg->disk_count && p->lc.state != LC_STOPPED; i++)
-        if (image_disown(p->cfg->disks[i], p->engine.pacer.acked, &err) < 0)
-            note(p, "%s", err.text);
 }
 
 /* --- one link --- */
@@ -345,13 +154,13 @@ static bool guest_gone(struct protection *p, enum vm_health health)
         return false;
     EVENT(p, epoch = p->lc.state == LC_PROTECTED ? e->pacer.acked : p->committed);
     if (health == VM_DIED && e->link && epoch) {
-        note(p, "the guest's process died: handing over to the backup");
+        protection_note(p, "the guest's process died: handing over to the backup");
         if (link_send_empty(e->link, PROTO_HANDOVER, epoch) == 0)
             wait_for_end(e);
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
         return true;
     }
-    note(p, health == VM_SHUT_DOWN ? "the guest shut down" : "the guest's process died");
+    protection_note(p, health == VM_SHUT_DOWN ? "the guest shut down" : "the guest's process died");
     if (e->link && (health == VM_SHUT_DOWN || !p->lc.held)) /* else the backup may have an old checkpoint that counts */
         say_goodbye(p, "the guest shut down");
     EVENT(p, lifecycle_guest_gone(&p->lc, clock_ns()));
@@ -368,7 +177,7 @@ static enum vm_health guest_health(struct protection *p)
     health = p->vm->ops->health(p->vm);
     if (health != VM_ALIVE)
         return health;
-    note(p, "the disk server has ended: see %s/%s.nbdkit.log", p->cfg->run_dir, p->cfg->name);
+    protection_note(p, "the disk server has ended: see %s/%s.nbdkit.log", p->cfg->run_dir, p->cfg->name);
     return VM_DIED;
 }
 
@@ -412,7 +221,7 @@ static bool synchronise(struct protection *p)
             engine_end_link(e, LINK_LOST, "%s", err.text);
         return false;
     }
-    if (save_identity(p, "held", &err) < 0) {
+    if (protection_save_identity(p, "held", &err) < 0) {
         engine_end_link(e, LINK_LOST, "%s", err.text);
         return false;
     }
@@ -437,7 +246,7 @@ static void run_epochs(struct protection *p)
             if (guest_gone(p, health_in_the_end(p))) /* in the middle of it: no failure (R7) */
                 return;
             if (p->vm->unwilling && wait_for_acks(&p->engine)) { /* nor is this one (R7) */
-                note(p, "checkpoint failed, protecting anew: %s", err.text);
+                protection_note(p, "checkpoint failed, protecting anew: %s", err.text);
                 p->continuous = false;
                 say_goodbye(p, "the guest does not take checkpoints");
                 return;
@@ -487,7 +296,7 @@ static void switch_over(struct protection *p)
     if (!wait_for_acks(e))
         return;
     epoch = e->pacer.taken;
-    if (save_identity(p, "handed", &err) < 0) {
+    if (protection_save_identity(p, "handed", &err) < 0) {
         engine_end_link(e, LINK_LOST, "%s", err.text);
         return;
     }
@@ -529,7 +338,7 @@ static void settle_link_end(struct protection *p)
 
     if (p->lc.state != LC_SYNCING && p->lc.state != LC_PROTECTED)
         return; /* settled: unprotected, handed over, or the guest is gone */
-    note(p, "%s", why.text);
+    protection_note(p, "%s", why.text);
     if (end == LINK_PEER_ACTIVE && p->handing_over)
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
     else if (end == LINK_PEER_ACTIVE)
@@ -562,7 +371,7 @@ static void ask_arbiter(struct protection *p)
     log_warning(p->cfg->name, "backup lost: asking the arbiter whether to go on alone");
     if (arbiter_ask(&p->arbiter, p->cfg->arbiter, p->cfg->name, "primary", p->engine.pacer.acked,
                     p->cfg->arbiter_timeout_ms * NS_PER_MS, &err) < 0) {
-        note(p, "%s", err.text);
+        protection_note(p, "%s", err.text);
         EVENT(p, lifecycle_arbiter(&p->lc, false, clock_ns()));
     }
 }
@@ -573,7 +382,7 @@ static void poll_arbiter(struct protection *p)
     enum arbiter_answer answer = arbiter_poll(&p->arbiter, clock_ns(), &err);
 
     if (answer == ARBITER_DENIED)
-        note(p, "%s: output stays held", err.text);
+        protection_note(p, "%s: output stays held", err.text);
     if (answer != ARBITER_PENDING)
         EVENT(p, lifecycle_arbiter(&p->lc, answer == ARBITER_GRANTED, clock_ns()));
 }
@@ -587,7 +396,7 @@ static void release(struct protection *p)
         p->vm->ops->resume(p->vm, &err);
     }
     p->continuous = false;
-    save_identity(p, "free", NULL);
+    protection_save_identity(p, "free", NULL);
     p->port->ops->pass(p->port);
     p->engine.holding = false;
     log_warning(p->cfg->name, "output is released, the guest runs without protection");
@@ -598,7 +407,7 @@ static void destroy_guest(struct protection *p)
     log_warning(p->cfg->name, "ending the guest on this host: %s", lifecycle_name(p->lc.state));
     p->vm->ops->destroy(p->vm);
     EVENT(p, p->vm = NULL);
-    disown_disks(p);
+    protection_disown_disks(p);
 }
 
 /* Waits for the next thing to do; with a little patience, since the guest's health is polled. */
@@ -615,6 +424,7 @@ static void idle(struct protection *p)
         engine_wait(e, when);
 }
 
+/* Does what is next.  False when the daemon stops, or when a guest that has shut down is wanted again. */
 static bool step(struct protection *p)
 {
     enum lifecycle_action action;
@@ -624,6 +434,10 @@ static bool step(struct protection *p)
         case REQUEST_STOP:
             return false;
         case REQUEST_PROTECT:
+            if (p->lc.state == LC_SHUT_DOWN) {
+                p->again = true;
+                return false;
+            }
             EVENT(p, lifecycle_protect(&p->lc, clock_ns()));
             break;
         case REQUEST_UNPROTECT:
@@ -659,108 +473,6 @@ static bool step(struct protection *p)
     return true;
 }
 
-static int open_port(struct protection *p, struct error *err)
-{
-    char guest[108], port[108];
-    struct frames_port_config cfg = {
-        .guest_path = guest,
-        .guest_bridge = p->cfg->guest_bridge,
-        .port_path = port,
-        .tap = p->cfg->tap,
-        .mac = p->cfg->mac,
-        .queue_bytes = p->cfg->net_queue_bytes,
-        .services = p->cfg->services,
-        .open_active = p->cfg->open_when == OPEN_ACTIVE,
-    };
-
-    if (!p->cfg->tap[0]) {
-        p->port = null_port_new();
-        return p->port ? 0 : error_set(err, "no memory");
-    }
-    if (vm_net_paths(p->cfg, guest, port) < 0)
-        return error_set(err, "run-dir '%s' is too long for a socket's name", p->cfg->run_dir);
-    return frames_port_open(&p->port, &cfg, err);
-}
-
-/*
- * May a guest be started here, or does it run on the backup already (R7)?  Asks the backup; when that does
- * not answer, the arbiter; when there is none, whoever started remusd has given the word.
- */
-static int may_start(struct protection *p, struct error *err)
-{
-    struct proto_welcome welcome;
-    struct link *link;
-    enum answer answer = dial(p, HELLO_QUERY, &link, &welcome, err);
-    enum arbiter_answer verdict;
-
-    link_free(link);
-    if (answer == ANSWER_WELCOME || answer == ANSWER_REFUSED)
-        return 0;
-    if (answer == ANSWER_ACTIVE)
-        disown_disks(p);
-    if (answer != ANSWER_FAILED)
-        return -1;
-    if (!p->cfg->arbiter[0]) {
-        log_warning(p->cfg->name, "%s; starting the guest all the same", err->text);
-        return 0;
-    }
-    if (arbiter_ask(&p->arbiter, p->cfg->arbiter, p->cfg->name, "primary", 0,
-                    p->cfg->arbiter_timeout_ms * NS_PER_MS, err) < 0)
-        return -1;
-    while ((verdict = arbiter_poll(&p->arbiter, clock_ns(), err)) == ARBITER_PENDING)
-        clock_sleep_until(clock_ns() + 10 * NS_PER_MS);
-    return verdict == ARBITER_GRANTED
-               ? 0
-               : error_prefix(err, "the backup does not answer, so the guest is not started");
-}
-
-/* The guest's disks, before it needs them.  A running guest has its server. */
-static int open_disks(struct protection *p, bool running, struct error *err)
-{
-    if (p->cfg->disk_count == 0)
-        return 0;
-    disk_close(p->engine.disk);
-    p->engine.disk = NULL;
-    if (!running &&
-        (disk_server_stop(p->cfg, err) < 0 || disk_server_start(p->cfg, false, err) < 0))
-        return -1;
-    return disk_open(&p->engine.disk, p->cfg, err);
-}
-
-static int open_guest(struct protection *p, struct error *err)
-{
-    const struct vm_ops *ops = vm_platform(p->cfg->platform);
-    char word[8] = "free";
-    bool held;
-
-    if (!ops)
-        return error_set(err, "this build has no platform '%s'", p->cfg->platform);
-    if (!p->port && open_port(p, err) < 0)
-        return -1;
-    if (!ops->running(p->cfg) && may_start(p, err) < 0)
-        return -1;
-    if (open_disks(p, ops->running(p->cfg), err) < 0 || ops->open(&p->vm, p->cfg, err) < 0)
-        return -1;
-    if (p->vm->attached)
-        load_identity(p, word);
-    else
-        new_session(p);
-    held = strcmp(word, "free") != 0;
-    if (save_identity(p, word, err) < 0 || engine_open(&p->engine, p->vm, p->port, err) < 0)
-        return -1;
-    if (!held)
-        p->port->ops->pass(p->port);
-    EVENT(p, lifecycle_init(&p->lc, p->cfg->degrade, p->cfg->arbiter[0] != '\0',
-                            p->cfg->degrade_after_ms * NS_PER_MS, held, clock_ns()));
-    if (strcmp(word, "handed") == 0)
-        EVENT(p, lifecycle_handover_sent(&p->lc));
-    log_info(p->cfg->name, "guest %s: %s, %s, %" PRIu64 " MiB, dirty pages by %s%s",
-             p->vm->attached ? "found running" : "started", p->vm->ops->name, p->vm->accelerator,
-             p->cfg->memory_bytes >> 20, p->vm->tracker,
-             held ? "; its output is held until the backup answers" : "");
-    return 0;
-}
-
 /*
  * A guest that cannot be opened is tried again when the operator says protect, and from time to time when the
  * configuration does.  False when the daemon stops.
@@ -770,11 +482,11 @@ static bool wait_for_guest(struct protection *p)
     bool protect = false;
     struct error err;
 
-    while (open_guest(p, &err) < 0) {
+    while (protection_open_guest(p, &err) < 0) {
         uint64_t again = p->cfg->protect ? clock_ns() + REOPEN_NS : TIME_NEVER;
         enum protection_request request;
 
-        note(p, "%s", err.text);
+        protection_note(p, "%s", err.text);
         do {
             pthread_mutex_lock(&p->engine.lock);
             if (p->request == REQUEST_NONE)
@@ -796,11 +508,17 @@ static void *run(void *arg)
 {
     struct protection *p = arg;
 
-    if (wait_for_guest(p)) {
+    while (wait_for_guest(p)) {
+        p->again = false;
         while (step(p))
             ;
-        if (lifecycle_run(&p->lc, clock_ns()) == LC_RELEASE)
-            release(p);
+        if (!p->again) {
+            if (lifecycle_run(&p->lc, clock_ns()) == LC_RELEASE)
+                release(p);
+            break;
+        }
+        protection_close_guest(p);
+        EVENT(p, p->request = REQUEST_PROTECT);
     }
     arbiter_cancel(&p->arbiter);
     return NULL;
@@ -842,7 +560,7 @@ int protection_request(struct protection *p, enum protection_request request, st
     if (request == REQUEST_PROTECT && !p->cfg->backup[0])
         return error_set(err, "%s has no backup: set backup = \"HOST:PORT\" in its section",
                          p->cfg->name);
-    if (request == REQUEST_PROTECT && state >= LC_HANDED_OVER)
+    if (request == REQUEST_PROTECT && state >= LC_HANDED_OVER && state != LC_SHUT_DOWN)
         return error_set(err, "%s is %s: there is no guest here; restart remusd once it is certain "
                          "that it runs nowhere else", p->cfg->name, lifecycle_name(state));
     p->request = request;
@@ -892,6 +610,8 @@ void protection_stop(struct protection *p)
         p->port->ops->close(p->port);
     if (p->vm)
         p->vm->ops->close(p->vm);
+    else if (p->engine.disk && !vm_platform(p->cfg->platform)->running(p->cfg))
+        disk_server_stop(p->cfg, &err); /* no guest came that would end it */
     engine_free(&p->engine);
     free(p);
 }

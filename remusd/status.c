@@ -186,7 +186,7 @@ static const char *advice(const struct protection *p)
         return "the guest was ended by degrade = stop; the backup holds its last checkpoint: "
                "remusctl takeover there";
     case LC_SHUT_DOWN:
-        return "the guest ended by itself; restart remusd to start it again";
+        return "the guest ended by itself; remusctl protect when it is wanted again (Xen: after xl create)";
     default:
         return NULL;
     }

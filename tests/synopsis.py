@@ -187,7 +187,7 @@ def test_states_are_documented():
 
 def test_status_fields_are_documented():
     manual = pod("remusctl")
-    for path in (("remusd", "status.c"), ("backup", "standby.c")):
+    for path in (("remusd", "status.c"), ("backup", "status.c")):
         fields = set(re.findall(r'(?<=[ (])"([a-z0-9_]+)",', read(*path)))
         for field in fields - {"p50", "p99", "max", "primary", "backup"}:
             assert f"C<{field}>" in manual, f"{path}: {field} is not in remusctl.pod"

@@ -150,6 +150,35 @@ def port_in_use_R10():
 
 
 @suite.test
+def primary_that_dies_behind_its_hello_is_suspect_R2_R7():
+    """Whatever becomes of the new link, the checkpoint that was acknowledged is there."""
+    with Pair(takeover="manual") as pair:
+        session = []
+
+        def listen(_way, kind, _epoch, body):
+            if kind == "HELLO":
+                session[:] = struct.unpack(">Q", body[28:36])
+            return 0
+        pair.proxy.filter = listen
+        pair.protect()
+        pair.wait_epochs(10)
+        pair.proxy.refuse = True
+        pair.primary.kill_host()
+        pair.backup.wait_state("suspect")
+        for n in range(20):
+            s = socket.create_connection(("127.0.0.1", pair.port))
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+            s.sendall(hello(session=session[0], features=4 * (n % 2)))
+            if n % 4 > 1:
+                time.sleep(0.01)
+            s.close()
+        time.sleep(0.2)
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        pair.check_takeover()
+
+
+@suite.test
 def second_primary_R10():
     with Pair() as pair:
         pair.protect()

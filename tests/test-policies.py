@@ -255,6 +255,44 @@ def guest_that_shuts_down_is_no_failure_R7():
 
 
 @suite.test
+def guest_that_shut_down_is_started_and_protected_again_R1_R7():
+    with Pair(takeover="automatic") as pair:
+        pair.protect()
+        for _ in range(2):
+            guest = pair.primary.guest_pid()
+            os.kill(guest, 15)
+            pair.primary.wait_state("shut-down")
+            pair.primary.do("protect")
+            pair.primary.wait_state("protected")
+            assert pair.primary.guest_pid() not in (None, guest)
+            pair.wait_epochs(10)
+        pair.primary.sink.frames.clear()  # what the guest before it said
+        pair.wait_epochs(20)
+        pair.primary.kill_host()
+        pair.check_takeover()
+
+
+@suite.test
+def guest_that_ended_is_not_started_while_its_replica_waits_R7():
+    """Its process died and the link was cut: the backup is asked before there is a second one."""
+    with Pair(takeover="manual") as pair:
+        pair.protect()
+        pair.wait_epochs(10)
+        pair.proxy.refuse = True
+        pair.proxy.cut()
+        pair.primary.wait_state("holding")
+        pair.primary.kill_guest()
+        pair.primary.wait_state("shut-down")
+        pair.backup.wait_state("suspect")
+        pair.proxy.refuse = False
+        pair.primary.do("protect")
+        wait_for("it says why", lambda: "discard" in (pair.primary.do("status")["last_error"] or ""))
+        assert not pair.primary.guest_pid()
+        pair.backup.do("takeover")
+        pair.check_takeover()
+
+
+@suite.test
 def guest_whose_process_dies_is_handed_over_R1_R7():
     with Pair() as pair:
         pair.protect()

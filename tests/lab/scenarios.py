@@ -2,6 +2,7 @@
 """What the lab tries.  A scenario gets two hosts with remusd installed and nothing running; LabError fails it."""
 
 import json
+import random
 import re
 import time
 
@@ -10,19 +11,23 @@ from xenlab import LabError, say, wait_for
 PATIENCE = 400  # seconds that anything may take on a busy machine
 GUEST = 'g1'
 MAC, ADDRESS = '00:16:3e:00:00:51', '10.9.0.51'
+GATE = ('tap = rx0', f'mac = "{MAC}"', 'guest-bridge = rx0-guest')
+IMAGE = f'/root/{GUEST}.img'
 
 
-def guest_config(hosts, load='16,300', memory=128, network=False):
+def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramdisk='guest.cpio.gz', disk=False):
     vif = f"vif = ['mac={MAC},bridge=rx0-guest']" if network else ''
+    if disk:
+        vif += f"\ndisk = ['vdev=xvda,format=raw,script=block-remus,target={GUEST}']"
     for host in hosts:
         host.write(f'/root/{GUEST}.cfg', f'''
 name = "{GUEST}"
 type = "pvh"
 kernel = "/lab/vmlinux"
-ramdisk = "/lab/guest.cpio.gz"
+ramdisk = "/lab/{ramdisk}"
 memory = {memory}
 vcpus = 1
-extra = "console=hvc0 quiet lab.load={load}{f' lab.ip={ADDRESS}/24' if network else ''}"
+extra = "console=hvc0 quiet {extra}{f' lab.ip={ADDRESS}/24 remus.ip={ADDRESS}/24' if network else ''}"
 on_crash = "destroy"
 {vif}
 ''')
@@ -57,21 +62,21 @@ while True:
 
 
 def remus_config(host, *lines):
-    host.write('/etc/remusd.conf', '\n'.join(
-        [f'vm {GUEST} {{', 'platform = xen', 'memory = 128', *lines, '}', '']))
+    host.write('/etc/remusd.conf', '\n'.join([f'vm {GUEST} {{', 'platform = xen', *lines, '}', '']))
 
 
-def start_guest(host):
+def start_guest(host, sign='LEDGER ok'):
     """Until its workload has been at it for a while."""
     host.run(f'xl create /root/{GUEST}.cfg')
-    wait_for('the guest to work', PATIENCE, lambda: 'LEDGER ok' in host.console(GUEST), 1)
+    wait_for('the guest to work', PATIENCE, lambda: sign in host.console(GUEST), 1)
 
 
-def start_daemons(hosts, primary=(), backup=('takeover = automatic',)):
+def start_daemons(hosts, both=(), memory=128):
     """hosts[0] protects, hosts[1] is its backup; slow heartbeats, since emulated processors are late."""
+    both = (f'memory = {memory}', *both)
     remus_config(hosts[0], f'backup = "{hosts[1].address}:7910"', 'interval = 500', 'heartbeat = 100',
-                 'timeout = 5000', *primary)
-    remus_config(hosts[1], *backup)
+                 'timeout = 5000', *both)
+    remus_config(hosts[1], 'takeover = automatic', *both)
     hosts[1].start('remus-backupd -f -c /etc/remusd.conf', '/var/log/remus-backupd.log')
     hosts[0].start('remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
     for host in hosts:
@@ -213,11 +218,10 @@ def shutdown(hosts):
 
 def network(hosts):
     """Output commit on a vif: no client sees the guest's count go down when the primary dies (R1)."""
-    guest_config(hosts, load='4,50', network=True)
+    guest_config(hosts, 'lab.load=4,50', network=True)
     set_up_network(hosts)
-    gate = ('tap = rx0', f'mac = "{MAC}"', 'guest-bridge = rx0-guest')
     start_guest(hosts[0])
-    start_daemons(hosts, gate, ('takeover = automatic', *gate))
+    start_daemons(hosts, GATE)
     hosts[1].write('/root/client.py', CLIENT)
     protect(hosts)
     hosts[1].start('python3 /root/client.py', '/var/log/client.log')
@@ -237,6 +241,54 @@ def network(hosts):
     wait_for('answers after the takeover', PATIENCE, lambda: answers() >= before + 10, 1)
     check_ledger(hosts[1].console(GUEST))
     say(f'takeover with a vif: {json.dumps(taken["takeover"])}')
+
+
+def acknowledged(host):
+    """How many transactions the database's clients were told are committed."""
+    return int(host.run('grep -c "^ack " /root/ledger.log || :'))
+
+
+def progress(host, what, more):
+    least = acknowledged(host) + more
+    wait_for(what, PATIENCE, lambda: acknowledged(host) >= least, 1)
+
+
+def whole_disk(host):
+    """As after a power failure: the journal is replayed, then nothing may be wrong."""
+    host.run(f'xl destroy {GUEST}')
+    wait_for('the disk server to end', PATIENCE, lambda: host.try_run('pidof nbdkit').returncode, 0.5)
+    host.run(f'e2fsck -fp {IMAGE} || [ $? = 1 ]; e2fsck -fn {IMAGE}', 300)
+
+
+def database(hosts):
+    """PostgreSQL on a protected disk: no acknowledged commit is lost with the primary host (R1, R2, R5)."""
+    clients, conninfo = hosts[1], f'host={ADDRESS} user=postgres dbname=postgres connect_timeout=60'
+    guest_config(hosts, memory=256, extra='', network=True, ramdisk='database.cpio', disk=True)
+    set_up_network(hosts)
+    hosts[0].run(f'cp --sparse=always /lab/database.disk {IMAGE}', 300)
+    start_daemons(hosts, (*GATE, f'disks = {{"{IMAGE}"}}'), memory=256)
+    start_guest(hosts[0], 'REMUS-GUEST-READY')
+    protect(hosts)
+    clients.run(f'/lab/ledger --init --conninfo "{conninfo}" --seconds 300', 400)
+    clients.start(f'/lab/ledger --conninfo "{conninfo}" --clients 4 --log /root/ledger.log', '/var/log/ledger.log')
+    clients.run('while ! [ -e /root/ledger.log ]; do sleep 0.1; done')
+    progress(clients, 'transactions', 20)
+    time.sleep(random.random() * 3)
+    before = status(hosts[0])
+    hosts[0].kill()
+    say(f'primary killed after {acknowledged(clients)} acknowledged transactions; '
+        f'{json.dumps({k: before[k] for k in ("pause_ms", "disks") if k in before})}')
+    taken = wait_state(hosts[1], 'active')
+    say(f'takeover with vif and disk: {json.dumps(taken["takeover"])}')
+    progress(clients, 'transactions after the takeover', 20)
+    clients.run('kill -TERM $(pidof ledger); while pidof ledger; do sleep 0.1; done')
+    verdict = clients.try_run(f'/lab/ledger --verify --conninfo "{conninfo}" --log /root/ledger.log', 400)
+    say(verdict.stdout.decode().strip())
+    if verdict.returncode:
+        raise LabError(f'the ledger and the database differ: {verdict.stderr.decode()}')
+    clients.run(f'/lab/pg_amcheck -h {ADDRESS} -U postgres -d postgres --heapallindexed', 600)
+    whole_disk(hosts[1])
+    say(f'{acknowledged(clients)} transactions acknowledged, none lost; database and file system are whole')
 
 
 def self_test(hosts):
@@ -259,7 +311,8 @@ def clean_up(hosts):
         if host.alive():
             host.run('kill -9 $(pidof remusd remus-backupd remus-xen-restore python3) 2>/dev/null; sleep 1; '
                      f'for d in {GUEST} {GUEST}--replica; do xl destroy $d 2>/dev/null; done; '
-                     'rm -rf /run/remus /var/log/xen/guest-* /var/log/remus*; :')
+                     'rm -rf /run/remus /var/log/xen/guest-* /var/log/remus* '
+                     f'{IMAGE}*; :')
 
 
 def explain(hosts):
@@ -272,4 +325,5 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'operator': operator, 'shutdown': shutdown}
+ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'operator': operator, 'shutdown': shutdown,
+       'database': database}

@@ -273,6 +273,34 @@ static int check_vif(const struct vm_config *cfg, const libxl_domain_config *con
     return check_bridge(cfg, err);
 }
 
+/* R5: each of its disks is one of ours, whose server remusd has started. */
+static int check_disks(const struct vm_config *cfg, const libxl_domain_config *config,
+                       struct error *err)
+{
+    unsigned seen = 0;
+
+    for (int i = 0; i < config->num_disks; i++) {
+        const libxl_device_disk *disk = &config->disks[i];
+        const char *script = disk->script ? disk->script : "block", *slash = strrchr(script, '/');
+        const char *target = disk->pdev_path ? disk->pdev_path : "", *colon = strrchr(target, ':');
+        unsigned long number = colon ? strtoul(colon + 1, NULL, 10) : 0;
+
+        if (strcmp(slash ? slash + 1 : script, "block-remus") != 0)
+            return error_set(err,
+                             "its disk %s would not be replicated together with its memory: use "
+                             "script=block-remus,target=%s:N and disks = {...} in its section",
+                             disk->vdev, cfg->name);
+        if (number >= cfg->disk_count || seen & 1u << number)
+            return error_set(err, "its disk %s is target=%s: its section has %u disks, each once",
+                             disk->vdev, target, cfg->disk_count);
+        seen |= 1u << number;
+    }
+    if ((unsigned)config->num_disks != cfg->disk_count)
+        return error_set(err, "it has %d disks, its section %u: make them equal", config->num_disks,
+                         cfg->disk_count);
+    return 0;
+}
+
 /* Only what we can keep the promises for. */
 static int check_config(const struct vm_config *cfg, const libxl_domain_config *config,
                         struct error *err)
@@ -287,11 +315,8 @@ static int check_config(const struct vm_config *cfg, const libxl_domain_config *
             err,
             "it is an HVM domain, whose device model is not replicated; use type = \"pvh\" in its "
             "configuration");
-    if (check_vif(cfg, config, err) < 0)
+    if (check_vif(cfg, config, err) < 0 || check_disks(cfg, config, err) < 0)
         return -1;
-    if (config->num_disks)
-        return error_set(err,
-                         "it has a disk, which would not be replicated together with its memory");
     if (config->num_pcidevs || config->num_p9s || config->num_vtpms || config->num_usbctrls ||
         config->num_pvcallsifs || config->num_vdispls || config->num_vsnds)
         return error_set(err, "it has devices that cannot be replicated");
