@@ -226,6 +226,16 @@ static bool settle(struct pair *p)
     return up;
 }
 
+static uint64_t in_flight(struct pair *p)
+{
+    uint64_t count;
+
+    pthread_mutex_lock(&p->engine.lock);
+    count = p->engine.pacer.taken - p->engine.pacer.acked;
+    pthread_mutex_unlock(&p->engine.lock);
+    return count;
+}
+
 static void assert_equal(struct pair *p)
 {
     for (uint64_t i = 0; i < p->vm->pages; i++)
@@ -515,7 +525,7 @@ static void test_pages_that_are_blocks_R2_R4_R5(void **state)
         assert_int_equal(engine_checkpoint(&p->engine, true, &err), 0);
         for (int n = rand_r(&d.seed) % 4; n > 0; n--) /* while it is being sent */
             write_block(&d, SOME_BLOCK(&d), d.guest + PAGE_SIZE * (1 + (uint64_t)rand_r(&d.seed) % 200));
-        if (rand_r(&d.seed) % 2 && i % 100 != 99 && p->engine.pacer.taken - p->engine.pacer.acked < PACER_IN_FLIGHT)
+        if (rand_r(&d.seed) % 2 && i % 100 != 99 && in_flight(p) < PACER_IN_FLIGHT)
             continue;
         if (!settle(p))
             break;
