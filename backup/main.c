@@ -178,6 +178,17 @@ static int verb_status(void *arg, const char *vm, const json_t *args, json_t **r
     return 0;
 }
 
+static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t **result,
+                          struct control_error *err)
+{
+    struct standby *s = named(arg, vm, args, err);
+
+    if (!s)
+        return -1;
+    *result = standby_preflight(s);
+    return 0;
+}
+
 static int verb_list(void *arg, const char *vm, const json_t *args, json_t **result,
                      struct control_error *err)
 {
@@ -222,6 +233,7 @@ static int start(struct daemon *d, struct error *err)
         return error_set(err, "no memory");
     control_register(d->control, "takeover", verb_takeover, b);
     control_register(d->control, "discard", verb_discard, b);
+    control_register(d->control, "preflight", verb_preflight, b);
     control_register(d->control, "status", verb_status, b);
     control_register(d->control, "list", verb_list, b);
     log_info(NULL, "listening on %s for %zu VM%s", d->config->listen, b->count,

@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "disk/server.h"
 #include "standby-impl.h"
+#include "vm/preflight.h"
 
 #define TICK_NS (5 * NS_PER_MS)
 #define HEALTH_NS (100 * NS_PER_MS)
@@ -84,7 +85,16 @@ int standby_open_port(struct standby *s, struct error *err)
         .mac = s->cfg->mac,
         .queue_bytes = s->cfg->net_queue_bytes,
     };
+    struct nfqueue_port_config queue = {
+        .queue = (uint16_t)s->cfg->nfqueue,
+        .vif = s->cfg->vif,
+        .bridge = s->cfg->guest_bridge,
+        .mac = s->cfg->mac,
+        .queue_bytes = s->cfg->net_queue_bytes,
+    };
 
+    if (*s->cfg->vif)
+        return nfqueue_port_open(&s->port, &queue, err);
     if (!s->cfg->tap[0])
         return (s->port = null_port_new()) ? 0 : error_set(err, "no memory");
     if (vm_net_paths(s->cfg, guest, port) < 0)
@@ -395,6 +405,11 @@ struct standby *standby_start(const struct vm_config *cfg, struct error *err)
 const char *standby_vm(const struct standby *s)
 {
     return s->cfg->name;
+}
+
+json_t *standby_preflight(const struct standby *s)
+{
+    return preflight(s->cfg, false);
 }
 
 void standby_offer(struct standby *s, struct link *link, const struct proto_hello *hello)

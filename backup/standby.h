@@ -28,6 +28,7 @@ int standby_discard(struct standby *s, struct error *err);
 
 /* The object that remusctl(8) documents under "status". */
 json_t *standby_status(struct standby *s);
+json_t *standby_preflight(const struct standby *s); /* vm/preflight.h */
 
 /* Says goodbye to the primary, discards the replica (an active VM goes on), ends the thread. */
 void standby_stop(struct standby *s);

@@ -269,6 +269,8 @@ static const struct key vm_keys[] = {
     {"mac", set_mac, VM(mac), NULL, "six octets as in 52:54:00:12:34:56, no multicast address", 0,
      0, NULL},
     {"guest-bridge", set_interface, VM(guest_bridge), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
+    {"vif", set_interface, VM(vif), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
+    {"nfqueue", set_number, VM(nfqueue), "0", "queues", 0, 65534, NULL},
     {"services", set_services, VM(services), NULL,
      "pgsql:PORT, mysql:PORT or dscp:MARK (1 to 63, once), at most 16 of them with blanks in between", 0, 0, NULL},
     {"open-when", set_enum, VM(open_when), "active", "active or in-transaction", 0, 0,
@@ -500,13 +502,15 @@ static int check_vm(const struct vm_config *vm, int end)
     if (*vm->tap && !*vm->mac)
         return fail(line_of("tap", end), vm,
                     "tap needs mac, the guest's address, to announce it after a takeover");
-    if (*vm->services && !*vm->tap)
+    if (*vm->vif && (strcmp(vm->platform, "xen") != 0 || *vm->tap || !*vm->mac))
+        return fail(line_of("vif", end), vm, "vif is for platform = xen, needs mac, and goes without tap");
+    if (*vm->services && !*vm->tap && !*vm->vif)
         return fail(line_of("services", end), vm,
-                    "services needs tap: without a network there are none");
-    if (strcmp(vm->platform, "xen") == 0 ? !*vm->tap != !*vm->guest_bridge : *vm->guest_bridge)
+                    "services needs tap or vif: without a network there are none");
+    if (strcmp(vm->platform, "xen") == 0 ? !*vm->tap != !*vm->guest_bridge && !*vm->vif : *vm->guest_bridge)
         return fail(line_of("guest-bridge", line_of("tap", end)), vm,
                     "tap and guest-bridge go together with platform = xen, and guest-bridge only there");
-    if (*vm->guest_bridge && (strlen(vm->tap) > CONFIG_TAPLEN_MAX - 2 || strchr(vm->tap, ':')))
+    if (*vm->tap && *vm->guest_bridge && (strlen(vm->tap) > CONFIG_TAPLEN_MAX - 2 || strchr(vm->tap, ':')))
         return fail(line_of("tap", end), vm, "tap: want an interface name of at most %d octets, TAP-g is one too",
                     CONFIG_TAPLEN_MAX - 2);
     if (strcmp(vm->platform, "qemu") == 0 && !*vm->kernel)

@@ -64,6 +64,8 @@ struct vm_config {
                                  "unix:PATH" as in struct frames_port_config (tests) */
     char *mac;                /* never "" when tap is set */
     char *guest_bridge;       /* platform = xen: bridge of the guest's vif; "" = none */
+    char *vif;                /* platform = xen, without tap: the guest's interface on this host; "" = none */
+    unsigned nfqueue;         /* 0: with vif, the first of two netfilter queues */
     char *services;           /* for config_next_service(); "" = none */
     enum open_when open_when; /* active */
 

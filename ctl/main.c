@@ -10,6 +10,7 @@
 static const struct verb *const verbs[] = {
     &list_verb,     &status_verb,     &protect_verb, &unprotect_verb,
     &takeover_verb, &switchover_verb, &discard_verb, &set_verb,    &verify_verb,
+    &preflight_verb,
 };
 #define VERB_COUNT (sizeof(verbs) / sizeof(*verbs))
 

@@ -206,6 +206,11 @@ unsigned gate_peek(struct gate *g, struct iovec *v, unsigned max)
     return n;
 }
 
+bool gate_peeked_passing(const struct gate *g)
+{
+    return g->express_peeked;
+}
+
 static void pop_express(struct gate *g)
 {
     size_t at = g->express.head;

@@ -113,6 +113,9 @@ void gate_pass(struct gate *g);
  */
 unsigned gate_peek(struct gate *g, struct iovec *v, unsigned max);
 
+/* Are the frames of the last gate_peek() such as commit protection lets pass others?  Else all frames before them have left. */
+bool gate_peeked_passing(const struct gate *g);
+
 /* The first n frames that the last gate_peek() returned have left. */
 void gate_pop(struct gate *g, unsigned n, uint64_t now);
 

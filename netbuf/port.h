@@ -3,8 +3,8 @@
  * The seam between the epoch engine and whatever holds the guest's packets.
  *
  * A port carries frames between the guest and its network and asks the gate (netbuf/gate.h, pure
- * code) what to do with each.  One file an implementation: frames (unix datagram socket to a tap);
- * nfqueue and plug come later. A port runs a thread of its own; every call here may come from any
+ * code) what to do with each.  One file an implementation: frames (unix datagram socket or tap, to a tap),
+ * nfqueue (the kernel keeps the packets). A port runs a thread of its own; every call here may come from any
  * thread and returns quickly.
  *
  * Fail closed: a port whose daemon dies releases nothing.
@@ -29,6 +29,7 @@ struct port_stats {
     uint64_t frames_out, bytes_out;         /* left for the network, all time */
     uint64_t frames_in;                     /* given to the guest */
     uint64_t dropped_in;                    /* towards the guest: its socket stayed full or is gone */
+    uint64_t dropped_out;                   /* from the guest: the kernel found no room for them */
     uint64_t refused;                       /* malformed: shorter than an Ethernet header, or too long */
     uint64_t full_ns;                       /* time in which the full queue held up the guest's sending */
     uint64_t hold_p50_ns, hold_p99_ns;      /* over the last releases */
@@ -105,6 +106,24 @@ int frames_port_open(struct port **p, const struct frames_port_config *cfg, stru
 
 /* What on this host will make a frames port slow, to be logged once; NULL: nothing. */
 const char *frames_port_warning(const struct port *p);
+
+/*
+ * Packets that the kernel hands over: what comes from the guest's interface in netfilter queue `queue`, before the host routes or
+ * bridges it; what goes there in `queue` + 1.  Opening the port makes nft rules for that, in a table "remus-VIF"; they stay
+ * when it is closed: without a daemon the guest has no network.  At a takeover frames are sent on `bridge`.
+ */
+struct nfqueue_port_config {
+    uint16_t queue;      /* below 65535 */
+    const char *vif;     /* the guest's interface; may come later */
+    const char *bridge;  /* that the guest's interface is on, with others; NULL or "": its packets are routed */
+    const char *mac;     /* as above, and so on */
+    size_t queue_bytes;  /* at the bound the kernel drops what the guest sends, and counts */
+    const char *services;
+    bool open_active;
+};
+
+/* Begins in hold. */
+int nfqueue_port_open(struct port **p, const struct nfqueue_port_config *cfg, struct error *err);
 
 /* A port without a network: barrier and release do nothing. */
 struct port *null_port_new(void);

@@ -79,7 +79,18 @@ static int open_port(struct protection *p, struct error *err)
         .services = p->cfg->services,
         .open_active = p->cfg->open_when == OPEN_ACTIVE,
     };
+    struct nfqueue_port_config queue = {
+        .queue = (uint16_t)p->cfg->nfqueue,
+        .vif = p->cfg->vif,
+        .bridge = p->cfg->guest_bridge,
+        .mac = p->cfg->mac,
+        .queue_bytes = p->cfg->net_queue_bytes,
+        .services = p->cfg->services,
+        .open_active = p->cfg->open_when == OPEN_ACTIVE,
+    };
 
+    if (*p->cfg->vif)
+        return nfqueue_port_open(&p->port, &queue, err);
     if (!p->cfg->tap[0]) {
         p->port = null_port_new();
         return p->port ? 0 : error_set(err, "no memory");

@@ -129,6 +129,17 @@ static int verb_status(void *arg, const char *vm, const json_t *args, json_t **r
     return 0;
 }
 
+static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t **result,
+                          struct control_error *err)
+{
+    struct protection *p = find(arg, vm, err);
+
+    if (!p || no_args(args, err) < 0)
+        return -1;
+    *result = protection_preflight(p);
+    return 0;
+}
+
 static int verb_list(void *arg, const char *vm, const json_t *args, json_t **result,
                      struct control_error *err)
 {
@@ -172,6 +183,7 @@ static int start(struct daemon *d, struct error *err)
     control_register(d->control, "switchover", verb_switchover, r);
     control_register(d->control, "set", verb_set, r);
     control_register(d->control, "verify", verb_verify, r);
+    control_register(d->control, "preflight", verb_preflight, r);
     control_register(d->control, "status", verb_status, r);
     control_register(d->control, "list", verb_list, r);
     return 0;

@@ -13,6 +13,7 @@
 #include "common/urgent.h"
 #include "disk/server.h"
 #include "protection-impl.h"
+#include "vm/preflight.h"
 
 #define GOODBYE_NS NS_PER_S
 #define REOPEN_NS (5 * NS_PER_S)
@@ -596,6 +597,11 @@ void protection_set_interval(struct protection *p, unsigned ms)
 const char *protection_vm(const struct protection *p)
 {
     return p->cfg->name;
+}
+
+json_t *protection_preflight(const struct protection *p)
+{
+    return preflight(p->cfg, true);
 }
 
 void protection_stop(struct protection *p)

@@ -37,6 +37,7 @@ const char *protection_vm(const struct protection *p);
 
 /* The object that remusctl(8) documents under "status". */
 json_t *protection_status(struct protection *p);
+json_t *protection_preflight(const struct protection *p); /* vm/preflight.h */
 
 /* Requests the stop and waits for it. */
 void protection_stop(struct protection *p);

@@ -78,7 +78,8 @@ static json_t *net(struct port *port)
     if (!port || !port->ops->stats)
         return json_null();
     port->ops->stats(port, &s);
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:{s:o, s:o}, s:o, s:{s:I, s:I}, s:o}", "held_frames",
+    return json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:{s:o, s:o}, s:o, s:{s:I, s:I}, s:o}", "port",
+                     port->ops->name, "dropped_out", (json_int_t)s.dropped_out, "held_frames",
                      (json_int_t)s.held_frames, "held_bytes", (json_int_t)s.held_bytes,
                      "held_max", (json_int_t)s.held_frames_max, "frames_out",
                      (json_int_t)s.frames_out, "frames_in", (json_int_t)s.frames_in, "dropped_in",

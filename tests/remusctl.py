@@ -29,7 +29,7 @@ PRIMARY = {
     "ratio": 14.9, "ack_lag_ms": {"p50": 18.2, "p99": 30.5}, "cpu_share": 0.03,
     "cache_hit_rate": 0.905,
     "net": {"held_frames": 3, "held_bytes": 4200, "held_max": 120, "frames_out": 48112,
-            "frames_in": 33111, "dropped_in": 0, "full_ms": 0,
+            "frames_in": 33111, "dropped_in": 0, "dropped_out": 0, "port": "frames", "full_ms": 0,
             "hold_ms": {"p50": 27.0, "p99": 40.1}, "passed": {"open": 7123, "unprotected": 0},
             "held": {"other": 800, "untracked": 0, "strict": 0, "outside": 91, "begun": 17, "behind": 0},
             "flows": {"open": 4, "held": 5, "strict": 1, "untracked": 0,
@@ -257,6 +257,18 @@ def test_requests_and_error_codes():
     assert backupd.requests == []
     expect(remusctl("discard", "db1"), 0, "thrown away")
     assert backupd.requests == [{"format": 1, "verb": "discard", "vm": "db1"}]
+
+
+def test_preflight_shows_everything_that_is_missing():
+    thing = {"what": "there is no bridge br9", "remedy": "ip link add br9 type bridge"}
+    knows_it = {"vm": "db1", "role": "backup", "platform": "xen", "lacks": [thing, thing]}
+    _, daemon = with_daemons(None, knows(knows_it))
+    got = expect(remusctl("preflight", "db1"), 1, "there is no bridge br9", "to do: ip link add br9")
+    assert got[1].count("to do") == 2 and got[2] == "", got
+    assert daemon.requests == [{"format": 1, "verb": "preflight", "vm": "db1"}]
+    assert json.loads(expect(remusctl("--json", "preflight", "db1"), 1)[1])["vms"] == [knows_it]
+    knows_it["lacks"] = []
+    expect(remusctl("preflight", "db1"), 0, "nothing is missing")
 
 
 def script(verb, before, after, then=None):

@@ -19,6 +19,7 @@ EXAMPLES = {
     "backup": '"192.0.2.2:7910"', "tap": 'tap0 mac = "52:54:00:12:34:56"',
     "services": '"pgsql:5432" tap = tap0 mac = "52:54:00:12:34:56"',
     "guest-bridge": 'br1 tap = tap0 mac = "52:54:00:12:34:56" platform = xen',
+    "vif": 'db1 mac = "52:54:00:12:34:56" platform = xen',
     "mac": '"52:54:00:12:34:56"', "kernel": "/boot/vmlinuz", "initrd": "/boot/initrd",
     "append": "'console=ttyS0'", "disks": '{"/var/lib/remus/db1.img"}', "qemu-args": '{"-device", "virtio-rng-device"}',
 }

@@ -240,6 +240,10 @@ static const struct bad {
     {FAKE "tap = tap0\n}\n", ":3: ", "tap needs mac"},
     {"vm a {\nplatform = xen\ntap = tap0 mac = 52:54:00:12:34:56\n}\n", ":3: ", "go together with platform = xen"},
     {FAKE "services = \"pgsql:5432\"\n}\n", ":3: ", "services needs tap"},
+    {FAKE "vif = db1 mac = 52:54:00:12:34:56\n}\n", ":3: ", "platform = xen"},
+    {"vm a {\nplatform = xen\nvif = db1\n}\n", ":3: ", "needs mac"},
+    {"vm a {\nplatform = xen\nvif = db1 tap = tap0 guest-bridge = b mac = 52:54:00:12:34:56\n}\n", ":3: ", "without tap"},
+    {"vm a { platform = xen nfqueue = 65535 }\n", ":1: ", "from 0 to 65534"},
     {"vm db1 {\n}\n", ":2: vm db1: ", "kernel is missing"},
 };
 

@@ -689,8 +689,12 @@ def epoch_larger_than_the_journal_is_refused_and_synchronised_anew_R9():
                  lambda: pair.content(pair.backup) == pair.content(pair.primary))
 
 
+def available():
+    return shutil.which("nbdkit") and os.path.exists(os.path.join(BUILD, "vm", "remus-disk.so"))
+
+
 if __name__ == "__main__":
-    if not shutil.which("nbdkit") or not os.path.exists(os.path.join(BUILD, "vm", "remus-disk.so")):
+    if not available():
         print("1..0 # SKIP no nbdkit, or built without its plugin header")
         sys.exit(0)
     suite.main()

@@ -373,6 +373,15 @@ def fresh_guest_does_not_replace_a_checkpoint_that_waits_R7():
 
 
 @suite.test
+def preflight_finds_nothing_missing_where_it_works():
+    with Pair() as pair:
+        pair.protect()
+        for host, role in (pair.primary, "primary"), (pair.backup, "backup"):
+            found = host.do("preflight")
+            assert found["role"] == role and found["lacks"] == [], found
+
+
+@suite.test
 def interval_changes_while_running():
     with Pair() as pair:
         pair.protect()

@@ -1,12 +1,14 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """R1, R2, R4, R6: whatever happens to link and daemons, in any order, the primary's death loses nothing."""
+import importlib
 import random
 import time
 from functools import partial
 
 from remus_hosts import Pair, Suite
 
+disk = importlib.import_module("test-disk")
 suite = Suite()
 # Memory: the old checkpoint is kept while less than a quarter of it changes.
 SETTINGS = {"takeover": "manual", "degrade_after": 60000, "timeout": 300, "memory": 512}
@@ -49,34 +51,57 @@ def primary_daemon(pair):
     restart(pair.primary)
 
 
-def schedule():
-    with Pair(**SETTINGS) as pair:
-        events = random.choices((cut, stall, unreachable, slow, backup_daemon, primary_daemon), k=6)
-        print("#", *(e.__name__ for e in events), flush=True)
-        pair.protect()
-        safe = True  # the backup has held a checkpoint ever since
-        for event in events:
-            time.sleep(random.choice((0, 0.02, 0.1)))
-            event(pair)
-            safe = safe and event != backup_daemon
-            if random.random() < 0.6:  # otherwise the next one comes in the middle of what this one began
-                pair.primary.wait_state("protected")
-                pair.backup.wait_state("ready")
-                safe = True
-        if not safe or random.random() < 0.5:
+def run_events(pair):
+    """True when the backup must hold a checkpoint in the end."""
+    events = random.choices((cut, stall, unreachable, slow, backup_daemon, primary_daemon), k=6)
+    print("#", *(e.__name__ for e in events), flush=True)
+    safe = True
+    for event in events:
+        time.sleep(random.choice((0, 0.02, 0.1)))
+        event(pair)
+        safe = safe and event != backup_daemon
+        if random.random() < 0.6:  # otherwise the next one comes in the middle of what this one began
             pair.primary.wait_state("protected")
             pair.backup.wait_state("ready")
-            pair.wait_epochs(3)
-            if random.random() < 0.5:
-                pair.proxy.cut()
-        pair.check_released(events.count(primary_daemon))
+            safe = True
+    if not safe or random.random() < 0.5:
+        pair.primary.wait_state("protected")
+        pair.backup.wait_state("ready")
+        pair.wait_epochs(3)
+        if random.random() < 0.5:
+            pair.proxy.cut()
+    pair.check_released(events.count(primary_daemon))
+
+
+def take_over(pair):
+    pair.backup.wait_state("suspect")
+    pair.backup.do("takeover")
+
+
+def schedule():
+    with Pair(**SETTINGS) as pair:
+        pair.protect()
+        run_events(pair)
         pair.primary.kill_host()
-        pair.backup.wait_state("suspect")
-        pair.backup.do("takeover")
+        take_over(pair)
         pair.check_takeover()
+
+
+def schedule_with_disks():
+    with disk.Disks(2, **SETTINGS) as pair:
+        pair.protect()
+        writer = disk.Writer(pair, pair.primary)
+        run_events(pair)
+        pair.kill_primary()
+        writer.join()
+        take_over(pair)
+        disk.check_takeover(pair, writer)
 
 
 for number in range(6):
     suite.test(partial(schedule), f"schedule_{number + 1}_R1_R2_R4_R6")
+if disk.available():
+    for number in range(2):
+        suite.test(partial(schedule_with_disks), f"schedule_with_disks_{number + 1}_R1_R2_R4_R5")
 
 suite.main()

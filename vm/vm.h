@@ -21,6 +21,7 @@
 #include "common/error.h"
 
 #define PAGE_SIZE 4096u
+struct json_t;
 #define VM_PROFILE_MAX 255
 #define VM_STATE_MAX (64u << 20) /* octets of machine state in one checkpoint */
 #define VM_DESCRIPTION_MAX (1u << 20) /* octets of struct vm's description */
@@ -57,6 +58,9 @@ struct vm_ops {
 
     /* Is there a guest of this name already, to which open would attach? */
     bool (*running)(const struct vm_config *cfg);
+
+    /* preflight.h: what this host lacks, beyond taps and images.  From any thread.  May be NULL. */
+    void (*preflight)(const struct vm_config *cfg, bool primary, struct json_t *lacks);
 
     /*
      * Starts the guest, or attaches to it when it already runs (a restarted daemon finds its guest again).

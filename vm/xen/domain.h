@@ -37,6 +37,12 @@ enum vm_health xen_domain_health(struct xen_domain *d);
 uint8_t *xen_domain_map(struct xen_domain *d, uint64_t pages, const struct xen_range *ranges,
                         unsigned count, bool writable, struct error *err);
 
+#define XEN_ROOM_PAGES 1024u  /* that a domain may have beyond its memory = : ring pages, tables */
+#define XEN_KEEPS_PAGES 4096u /* Xen's own for a domain: page tables and such */
+
+/* Is the domain one that can be protected as its section says (vm.c)? */
+int xen_domain_check(const struct xen_domain *d, const struct vm_config *cfg, struct error *err);
+
 /* Ends the domain with all that libxl knows of it. */
 int xen_domain_destroy(struct xen_domain *d, struct error *err);
 

@@ -22,8 +22,6 @@
 #define PREPARE_NS (60 * NS_PER_S) /* for the restoring domain to have its memory */
 #define ACTIVATE_NS (60 * NS_PER_S)
 #define END_NS (10 * NS_PER_S) /* for a restore without its end to give up */
-#define ROOM_PAGES 1024u       /* as in vm.c */
-#define XEN_KEEPS_PAGES 4096u  /* Xen's own for a domain: page tables and such */
 
 struct xen_replica {
     struct replica replica;
@@ -177,7 +175,7 @@ static int check_room(struct xen_replica *x, uint64_t pages, const struct xen_ma
     if (strcmp(here, profile) != 0)
         return error_set(err, "the primary's domain is \"%.100s\", this host can run \"%s\"",
                          profile, here);
-    if (want > x->cfg->memory_bytes / PAGE_SIZE + ROOM_PAGES)
+    if (want > x->cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
         return error_set(err,
                          "the domain has %" PRIu64 " MiB, its section here says %" PRIu64
                          ": make memory equal",

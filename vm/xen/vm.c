@@ -29,7 +29,6 @@
 #define PROBE_AT_ONCE 1024u             /* pages: Xen's maximum */
 #define SPECIAL_PAGES UINT64_C(0xfc000) /* where libxl puts a PVH domain's tables and rings */
 #define SPECIAL_END UINT64_C(0x100000)
-#define ROOM_PAGES 1024u /* that a domain may have beyond its memory = : ring pages, tables */
 #define SUSPEND_WATCH "@releaseDomain" /* fires when a domain has suspended, too */
 
 struct xen_vm {
@@ -261,16 +260,18 @@ static int check_vif(const struct vm_config *cfg, const libxl_domain_config *con
     const libxl_device_nic *nic = config->nics;
 
     if (config->num_nics == 0)
-        return !*cfg->tap ? 0 : error_set(err, "it has no vif, but its section a tap");
-    if (!*cfg->tap)
+        return !*cfg->tap && !*cfg->vif ? 0 : error_set(err, "it has no vif, but its section a tap or vif");
+    if (!*cfg->tap && !*cfg->vif)
         return error_set(err,
-                         "it has a vif, whose packets must be held: set tap, mac and guest-bridge");
+                         "it has a vif, whose packets must be held: set tap, mac and guest-bridge, or vif and mac");
     if (config->num_nics > 1)
         return error_set(err, "it has %d vifs, one at most can be held", config->num_nics);
-    if (!nic->bridge || strcmp(nic->bridge, cfg->guest_bridge) != 0)
+    if (*cfg->vif && (!nic->ifname || strcmp(nic->ifname, cfg->vif) != 0))
+        return error_set(err, "its vif is not called %s: add vifname=%s to it in xl.cfg", cfg->vif, cfg->vif);
+    if (*cfg->guest_bridge && (!nic->bridge || strcmp(nic->bridge, cfg->guest_bridge) != 0))
         return error_set(err, "its vif is on bridge %s: put it on guest-bridge = %s",
                          nic->bridge ? nic->bridge : "?", cfg->guest_bridge);
-    return check_bridge(cfg, err);
+    return *cfg->vif ? 0 : check_bridge(cfg, err);
 }
 
 /* R5: each of its disks is one of ours, whose server remusd has started. */
@@ -323,7 +324,8 @@ static int check_config(const struct vm_config *cfg, const libxl_domain_config *
     return 0;
 }
 
-static char *get_config(struct xen_vm *v, const struct vm_config *cfg, struct error *err)
+/* libxl's JSON. */
+static char *get_config(const struct xen_domain *d, const struct vm_config *cfg, struct error *err)
 {
     libxl_ctx *ctx = xen_libxl(err);
     libxl_domain_config config;
@@ -332,7 +334,7 @@ static char *get_config(struct xen_vm *v, const struct vm_config *cfg, struct er
     if (!ctx)
         return NULL;
     libxl_domain_config_init(&config);
-    if (libxl_retrieve_domain_configuration(ctx, v->domain.id, &config, NULL))
+    if (libxl_retrieve_domain_configuration(ctx, d->id, &config, NULL))
         error_set(err, "libxl does not tell the domain's configuration: was it made by xl?");
     else if (check_config(cfg, &config, err) == 0 &&
              !(text = libxl_domain_config_to_json(ctx, &config)))
@@ -342,10 +344,17 @@ static char *get_config(struct xen_vm *v, const struct vm_config *cfg, struct er
     return text;
 }
 
+int xen_domain_check(const struct xen_domain *d, const struct vm_config *cfg, struct error *err)
+{
+    cleanup_free char *config = get_config(d, cfg, err);
+
+    return config ? 0 : -1;
+}
+
 static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer head = {0};
-    cleanup_free char *config = get_config(v, v->cfg, err);
+    cleanup_free char *config = get_config(&v->domain, v->cfg, err);
     unsigned major, minor;
 
     if (!config)
@@ -681,7 +690,7 @@ static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *e
         return error_set(err, "the domain is gone");
     if (xc_domain_nr_gpfns(d->xc, d->id, &pages) < 0)
         return error_set(err, "the domain's highest page: %s", strerror(errno));
-    if (info.nr_pages > cfg->memory_bytes / PAGE_SIZE + ROOM_PAGES)
+    if (info.nr_pages > cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
         return error_set(err, "it has %lu MiB, its section says %" PRIu64 ": set memory = %lu",
                          info.nr_pages >> 8, cfg->memory_bytes >> 20, (info.nr_pages + 255) >> 8);
     v->vm.instance = instance(&info);
@@ -731,6 +740,7 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
 const struct vm_ops xen_vm_ops = {
     .name = "xen",
     .running = vm_running,
+    .preflight = xen_preflight,
     .open = vm_open,
     .suspend = vm_suspend,
     .resume = vm_resume,

@@ -22,6 +22,7 @@
 
 extern const struct vm_ops xen_vm_ops;
 extern const struct replica_ops xen_replica_ops;
+void xen_preflight(const struct vm_config *cfg, bool primary, struct json_t *lacks);
 
 #define XEN_RESTORE_PROGRAM "remus-xen-restore"
 #define XEN_REPLICA_SUFFIX "--replica" /* of the domain's name until its takeover */

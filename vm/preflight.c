@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <limits.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "preflight.h"
+#include "vm.h"
+
+void preflight_lacks(json_t *lacks, const char *remedy, const char *what, ...)
+{
+    char text[1024];
+    va_list ap;
+
+    va_start(ap, what);
+    vsnprintf(text, sizeof(text), what, ap);
+    va_end(ap);
+    json_array_append_new(lacks, json_pack("{s:s, s:s}", "what", text, "remedy", remedy));
+}
+
+bool preflight_program(const char *name)
+{
+    static const char *const folders[] = {"/usr/local/sbin", "/usr/local/bin", "/usr/sbin",
+                                          "/usr/bin", "/sbin", "/bin"};
+    char path[PATH_MAX];
+
+    for (size_t i = 0; i < sizeof(folders) / sizeof(*folders); i++) {
+        snprintf(path, sizeof(path), "%s/%s", folders[i], name);
+        if (access(path, X_OK) == 0)
+            return true;
+    }
+    return false;
+}
+
+static void check_tap(const struct vm_config *cfg, json_t *lacks)
+{
+    char path[PATH_MAX], remedy[256];
+
+    snprintf(path, sizeof(path), "/sys/class/net/%s", cfg->tap);
+    if (!*cfg->tap || strncmp(cfg->tap, "unix:", 5) == 0 || access(path, F_OK) == 0)
+        return;
+    snprintf(remedy, sizeof(remedy), "ip tuntap add dev %s mode tap, and connect it to the guest's network", cfg->tap);
+    preflight_lacks(lacks, remedy, "there is no interface %s (tap)", cfg->tap);
+}
+
+static void check_disks(const struct vm_config *cfg, bool primary, json_t *lacks)
+{
+    const char *libexec = getenv("REMUS_LIBEXEC");
+    char path[PATH_MAX], *slash;
+
+    if (cfg->disk_count == 0)
+        return;
+    if (!preflight_program("nbdkit"))
+        preflight_lacks(lacks, "apt install nbdkit", "the disk server (nbdkit) is not installed");
+    snprintf(path, sizeof(path), "%s/remus-disk.so", libexec ? libexec : PKGLIBEXECDIR);
+    if (access(path, R_OK) < 0)
+        preflight_lacks(lacks, "build remusd where nbdkit-plugin-dev is installed", "%s: %m", path);
+    for (unsigned i = 0; i < cfg->disk_count; i++) {
+        snprintf(path, sizeof(path), "%s", cfg->disks[i]);
+        if (access(path, R_OK | W_OK) == 0)
+            continue;
+        if (primary) {
+            preflight_lacks(lacks, "make the image, or mend disks = {...}", "%s: %m", path);
+            continue;
+        }
+        slash = strrchr(path, '/');
+        slash[slash == path] = '\0';
+        if (access(path, W_OK) < 0)
+            preflight_lacks(lacks, "make that directory: the image is made in it, and the journal", "%s: %m", path);
+    }
+}
+
+json_t *preflight(const struct vm_config *cfg, bool primary)
+{
+    const struct vm_ops *ops = vm_platform(cfg->platform);
+    json_t *lacks = json_array();
+
+    if (!ops)
+        preflight_lacks(lacks, "install what its libraries need, and configure and build remusd again",
+                        "this build has no platform %s", cfg->platform);
+    check_tap(cfg, lacks);
+    check_disks(cfg, primary, lacks);
+    if (ops && ops->preflight)
+        ops->preflight(cfg, primary, lacks);
+    return json_pack("{s:s, s:s, s:s, s:o}", "vm", cfg->name, "role", primary ? "primary" : "backup", "platform",
+                     cfg->platform, "lacks", lacks);
+}
