@@ -443,7 +443,8 @@ static void setup_disk(struct disk_pair *d)
 
     setup(p, "random", 0, 8 << 20);
     for (int i = 0; i < 2; i++) {
-        snprintf(d->images[i], sizeof(d->images[i]), "%s/disk%d", p->run_dir, i);
+        snprintf(path, sizeof(path), "%s/disk%d", p->run_dir, i);
+        memcpy(d->images[i], path, sizeof(d->images[i]));
         d->paths[i][0] = d->images[i];
     }
     p->cfg.disks = d->paths[0];
@@ -492,6 +493,8 @@ static void connect_disk(struct disk_pair *d, uint64_t committed)
 
 static void teardown_disk(struct disk_pair *d)
 {
+    char queue[108];
+
     journal_close(d->journal);
     image_close(&d->image);
     munmap(d->guest, MEMORY);
@@ -504,7 +507,8 @@ static void teardown_disk(struct disk_pair *d)
         snprintf(path, sizeof(path), "%s.remus-journal", d->images[i]);
         unlink(path);
     }
-    unlink(strcat(strcpy((char[120]){0}, d->p.run_dir), "/fake1.disk-queue"));
+    assert_int_equal(disk_queue_path(&d->p.cfg, queue), 0);
+    unlink(queue);
     queue_close(&d->server);
     teardown(&d->p);
 }
