@@ -193,6 +193,27 @@ static int check_epoch(struct receiver *r, const struct record *rec, struct erro
     return 0;
 }
 
+/* A page of the checkpoint that is coming in, which is at its place in the stage. */
+static void add_to_digest(struct receiver *r, uint64_t at)
+{
+    uint8_t pfn[8];
+    struct wire_writer w = wire_writer(pfn, sizeof(pfn));
+
+    wire_put_uint(&w, r->pfns[at], 8);
+    XXH3_64bits_update(&r->digest, pfn, sizeof(pfn));
+    XXH3_64bits_update(&r->digest, r->stage + at * PAGE_SIZE, PAGE_SIZE);
+    r->digest_pages++;
+    r->received++;
+}
+
+static int check_stage(const struct receiver *r, struct error *err)
+{
+    if (r->staged > r->stage_max)
+        return error_set(err, "checkpoint %" PRIu64 " has more than the %" PRIu64
+                         " pages that may be staged here", r->epoch, r->stage_max);
+    return 0;
+}
+
 static int take_pages(struct receiver *r, const struct record *rec, struct error *err)
 {
     bool sync = rec->epoch == 0;
@@ -212,25 +233,40 @@ static int take_pages(struct receiver *r, const struct record *rec, struct error
     if (n < 0)
         return error_prefix(err, "checkpoint %" PRIu64, rec->epoch);
     for (int i = 0; i < n; i++) {
-        uint8_t pfn[8];
-        struct wire_writer w = wire_writer(pfn, sizeof(pfn));
-
-        wire_put_uint(&w, r->pfns[at + (uint64_t)i], 8);
-        XXH3_64bits_update(&r->digest, pfn, sizeof(pfn));
-        XXH3_64bits_update(&r->digest, stage + (size_t)i * PAGE_SIZE, PAGE_SIZE);
+        add_to_digest(r, at + (uint64_t)i);
         if (sync) {
             keep_page(r, r->pfns[i], stage + (size_t)i * PAGE_SIZE);
             memcpy(r->memory + r->pfns[i] * PAGE_SIZE, stage + (size_t)i * PAGE_SIZE, PAGE_SIZE);
         }
     }
-    r->digest_pages += (uint64_t)n;
-    r->received += (uint64_t)n;
     if (sync)
         return 0;
     r->staged += (uint64_t)n;
-    if (r->staged > r->stage_max)
-        return error_set(err, "checkpoint %" PRIu64 " has more than the %" PRIu64
-                         " pages that may be staged here", r->epoch, r->stage_max);
+    return check_stage(r, err);
+}
+
+/* Pages that are blocks of disks, which are here already. */
+static int take_blocks(struct receiver *r, const struct record *rec, struct error *err)
+{
+    if (!r->journal || rec->epoch == 0 || rec->length % PROTO_BLOCK_LEN)
+        return error_set(err, "BLOCKS of %zu octets%s%s", rec->length, rec->epoch ? "" : ", of no checkpoint",
+                         r->journal ? "" : ", of a VM without disks");
+    if (check_epoch(r, rec, err) < 0)
+        return -1;
+    for (size_t at = 0; at < rec->length; at += PROTO_BLOCK_LEN) {
+        struct proto_block block;
+
+        proto_get_block(&block, rec->body + at);
+        if (block.pfn >= r->pages)
+            return error_set(err, "checkpoint %" PRIu64 ": page %" PRIu64 " of a guest of %" PRIu64, rec->epoch,
+                             block.pfn, r->pages);
+        if (journal_read(r->journal, &block, r->stage + r->staged * PAGE_SIZE, err) < 0)
+            return error_prefix(err, "checkpoint %" PRIu64, rec->epoch);
+        r->pfns[r->staged] = block.pfn;
+        add_to_digest(r, r->staged++);
+        if (check_stage(r, err) < 0)
+            return -1;
+    }
     return 0;
 }
 
@@ -308,6 +344,9 @@ enum receiver_result receiver_record(struct receiver *r, const struct record *re
     switch (rec->type) {
     case PROTO_PAGES:
         rc = take_pages(r, rec, err);
+        break;
+    case PROTO_BLOCKS:
+        rc = take_blocks(r, rec, err);
         break;
     case PROTO_STATE:
         rc = take_blob(r, rec, &r->incoming.state, VM_STATE_MAX, err);

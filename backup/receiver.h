@@ -6,6 +6,7 @@
  *     PAGES (epoch 0)   decoded and written to memory at once: synchronising, there is no replica yet, or the pages that
  *                       they replace are kept aside, so that the old one can be had back
  *     PAGES (epoch N)   decoded into the stage
+ *     BLOCKS            read from the images of the disks into the stage, checked
  *     STATE, NET        appended
  *     DISK              into the journal of the disks, checked; with epoch 0 into their images at once
  *     DISK_END          the disks' part is whole

@@ -11,6 +11,9 @@
  *
  *     write      64 KiB writes one behind the other, 8 under way, a flush every 16 MiB
  *     fsync      4 KiB write and flush, one at a time: median latency
+ *     scan       read tracking: a guest reads its disk, 8 MiB in 0.4 s, into memory whose pages are all written; octets on the
+ *                link a page, with and without
+ *     no hit     the same with pages that are on no disk; processor time of all threads of both hosts a page
  *     apply      at the backup, on the disk of --dir: changes through journal and images, until both are durable, against
  *                writing and syncing the image alone
  *     drain      from the word to take over until 64 MiB of committed changes are in the image
@@ -51,7 +54,7 @@
 enum { BARE, PLUGIN, PROTECTED, PRIMARY, MODES };
 static const char *const modes[MODES] = {"bare", "plugin", "protected", "primary"};
 
-enum { NBD_WRITE = 1, NBD_DISC = 2, NBD_FLUSH = 3 };
+enum { NBD_READ = 0, NBD_WRITE = 1, NBD_DISC = 2, NBD_FLUSH = 3 };
 
 static void fatal(const char *what)
 {
@@ -127,7 +130,7 @@ static void nbd_request(int fd, unsigned kind, uint64_t offset, uint32_t length,
     wire_put_uint(&w, kind, 4);
     wire_put_uint(&w, offset, 8);
     wire_put_uint(&w, offset, 8);
-    wire_put_uint(&w, kind == NBD_WRITE ? length : 0, 4);
+    wire_put_uint(&w, length, 4);
     put(fd, head, sizeof(head));
     if (kind == NBD_WRITE)
         put(fd, data, length);
@@ -294,6 +297,7 @@ static int protect(struct protected *p, const struct vm_config *cfg, char *const
     struct disk_sync sync;
 
     engine_init(e, cfg);
+    e->send_blocks = true;
     p->port = null_port_new();
     if (disk_server_start(cfg, false, err) < 0 || disk_open(&e->disk, cfg, err) < 0 ||
         vm_platform("fake")->open(&p->vm, cfg, err) < 0 || engine_open(e, p->vm, p->port, err) < 0 ||
@@ -389,6 +393,167 @@ static int bench_guest(const char *dir, const char *fast, struct error *err)
     kill(bare, SIGTERM);
     waitpid(bare, NULL, 0);
     return rc;
+}
+
+/* --- a guest that reads --- */
+
+#define SCAN_OCTETS (8u * MIB)
+#define SCAN_EPOCH (512u << 10)
+#define SCAN_ROUNDS 5
+#define SCAN_PAGES (SCAN_OCTETS / PAGE_SIZE)
+
+enum { OFF, ON, TRACKINGS };
+static const char *const trackings[TRACKINGS] = {"off", "on"};
+
+/* Rows of text and numbers, none like another. */
+static void make_rows(uint8_t *data, size_t octets, unsigned seed)
+{
+    static const char *const words[] = {"ABLE", "PRI", "ESE", "ANTI", "CALLY", "ATION", "EING", "BAR", "OUGHT", "PRES"};
+
+    for (size_t at = 0; at + 128 < octets;) {
+        uint64_t row[2] = {(uint64_t)rand_r(&seed) * (uint64_t)rand_r(&seed), (uint64_t)rand_r(&seed)};
+
+        memcpy(data + at, row, sizeof(row));
+        at += sizeof(row);
+        at += (size_t)snprintf((char *)data + at, 100, "%s%s%s|%08d|%s, %d %s|", words[rand_r(&seed) % 10],
+                               words[rand_r(&seed) % 10], words[rand_r(&seed) % 10], rand_r(&seed) % 100000000,
+                               words[rand_r(&seed) % 10], rand_r(&seed) % 1000, words[rand_r(&seed) % 10]);
+    }
+}
+
+/* The guest's memory, so that what is written counts as written by the guest. */
+static int guest_memory(const char *run_dir, const char *name, uint64_t *address)
+{
+    char path[256], line[512];
+    uint64_t from, to;
+    int pid = 0;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/%s.fake.pid", run_dir, name);
+    f = fopen(path, "re");
+    if (!f || fscanf(f, "%d", &pid) != 1)
+        fatal(path);
+    fclose(f);
+    snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+    f = fopen(path, "re");
+    *address = 0;
+    while (f && fgets(line, sizeof(line), f))
+        if (strstr(line, "memfd:") && sscanf(line, "%" SCNx64 "-%" SCNx64, &from, &to) == 2 && to - from == 16 * MIB)
+            *address = from;
+    if (!f || !*address)
+        fatal(path);
+    fclose(f);
+    snprintf(path, sizeof(path), "/proc/%d/mem", pid);
+    return open(path, O_RDWR | O_CLOEXEC);
+}
+
+static uint64_t sent(struct engine *e)
+{
+    uint64_t octets;
+
+    pthread_mutex_lock(&e->lock);
+    octets = e->stats.sent[0];
+    pthread_mutex_unlock(&e->lock);
+    return octets;
+}
+
+static double cpu_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+    return (double)ts.tv_sec * 1e9 + (double)ts.tv_nsec;
+}
+
+/* data: what the pages get; NULL: what is read from `at` on. */
+static void scan_round(int nbd, int memory, uint64_t address, uint64_t at, const uint8_t *data)
+{
+    static uint8_t chunk[CHUNK];
+
+    for (uint64_t done = 0; done < SCAN_OCTETS; done += CHUNK) {
+        if (!data) {
+            nbd_request(nbd, NBD_READ, at + done, CHUNK, NULL);
+            nbd_reply(nbd);
+            get(nbd, chunk, CHUNK);
+        }
+        if (pwrite(memory, data ? data + done : chunk, CHUNK, (off_t)(address + MIB + done)) != CHUNK)
+            fatal("the guest's memory");
+        if ((done + CHUNK) % SCAN_EPOCH == 0)
+            usleep(25000);
+    }
+    usleep(100000); /* all is sent */
+}
+
+static int bench_reads(const char *dir, const char *fast, struct error *err)
+{
+    static struct protected vms[TRACKINGS];
+    static double octets[TRACKINGS][SCAN_ROUNDS], cpu[TRACKINGS][SCAN_ROUNDS];
+    static uint8_t rows[SCAN_OCTETS];
+    char path[512], images[2][512], sockets[TRACKINGS][108];
+    uint64_t addresses[TRACKINGS];
+    int memories[TRACKINGS], fds[TRACKINGS];
+    struct config config;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "%s/conf-reads", dir);
+    f = fopen(path, "we");
+    if (!f)
+        fatal(path);
+    fprintf(f, "run-dir = \"%s\"\n", fast);
+    for (int i = 0; i < TRACKINGS; i++) {
+        snprintf(sockets[i], sizeof(sockets[i]), "%.90s/%s.nbd", fast, trackings[i]);
+        snprintf(images[0], sizeof(images[0]), "%s/%s.img", dir, trackings[i]);
+        make_image(images[0]);
+        for (unsigned part = 0; part < SCAN_ROUNDS; part++) {
+            int fd = open(images[0], O_RDWR | O_CLOEXEC);
+
+            make_rows(rows, sizeof(rows), part);
+            if (pwrite(fd, rows, sizeof(rows), (off_t)(part * SCAN_OCTETS)) != sizeof(rows))
+                fatal(images[0]);
+            close(fd);
+        }
+        fprintf(f, "vm %s {\nplatform = fake\nmemory = 16\nfake-rate = 0\nfake-frames = 0\ncompression = lz4\n"
+                "disk-reads = %d\ndisks = {\"%s\"}\n}\n", trackings[i], 4 * i, images[0]);
+    }
+    fclose(f);
+    if (config_load(&config, path, err) < 0)
+        return -1;
+    __atomic_store_n(&epochs_stop, false, __ATOMIC_RELEASE);
+    for (int i = 0; i < TRACKINGS; i++) {
+        snprintf(images[1], sizeof(images[1]), "%s/%s-replica.img", fast, trackings[i]);
+        if (protect(&vms[i], &config.vms[i], (char *[]){images[1]}, err) < 0)
+            return -1;
+        fds[i] = nbd_connect(sockets[i]);
+        memories[i] = guest_memory(fast, trackings[i], &addresses[i]);
+    }
+    usleep(SETTLE_US);
+    for (unsigned round = 0; round < SCAN_ROUNDS; round++)
+        for (int i = 0; i < TRACKINGS; i++) {
+            uint64_t before = sent(&vms[i].engine);
+
+            scan_round(fds[i], memories[i], addresses[i], round * SCAN_OCTETS, NULL);
+            octets[i][round] = (double)(sent(&vms[i].engine) - before) / SCAN_PAGES;
+        }
+    for (unsigned round = 0; round < SCAN_ROUNDS; round++) {
+        make_rows(rows, sizeof(rows), 100 + round);
+        for (int i = 0; i < TRACKINGS; i++) {
+            double before = cpu_ns();
+
+            scan_round(fds[i], memories[i], addresses[i], 0, rows);
+            cpu[i][round] = (cpu_ns() - before) / SCAN_PAGES;
+        }
+    }
+    for (int i = 0; i < TRACKINGS; i++)
+        print("scan", trackings[i], median(octets[i], SCAN_ROUNDS), "bytes a page");
+    for (int i = 0; i < TRACKINGS; i++)
+        print("no hit", trackings[i], median(cpu[i], SCAN_ROUNDS), "ns a page");
+    for (int i = 0; i < TRACKINGS; i++) {
+        close(fds[i]);
+        close(memories[i]);
+        unprotect(&vms[i]);
+        disk_server_stop(&config.vms[i], NULL);
+    }
+    return 0;
 }
 
 /* --- the backup --- */
@@ -495,7 +660,7 @@ int bench_disk(int argc, char **argv)
     snprintf(dir, sizeof(dir), "%s/remus-bench-XXXXXX", parent);
     if (!mkdtemp(dir) || !mkdtemp(fast))
         fatal(dir);
-    rc = bench_guest(dir, fast, &err) < 0 || bench_backup(dir, &err) < 0;
+    rc = bench_guest(dir, fast, &err) < 0 || bench_reads(dir, fast, &err) < 0 || bench_backup(dir, &err) < 0;
     if (rc)
         fprintf(stderr, "remus-bench disk: %s\n", err.text);
     nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);

@@ -255,6 +255,7 @@ static const struct key vm_keys[] = {
     {"staging", set_mib, VM(staging_bytes), "64", "MiB", 4, 65536, NULL},
     {"net-queue", set_mib, VM(net_queue_bytes), "32", "MiB", 1, 4096, NULL},
     {"disk-queue", set_mib, VM(disk_queue_bytes), "32", "MiB", 1, 65536, NULL},
+    {"disk-reads", set_mib, VM(disk_reads_bytes), "4", "MiB", 0, 1024, NULL},
     {"disk-sync-rate", set_mib, VM(disk_sync_rate), "0", "MiB", 0, 65536, NULL},
     {"disk-journal", set_mib, VM(disk_journal_bytes), "256", "MiB", 16, 65536, NULL},
     {"platform", set_word, VM(platform), "qemu", "qemu, xen or fake", 0, 0,

@@ -52,6 +52,7 @@ struct vm_config {
     unsigned disk_count;      /* of them, at most CONFIG_DISKS_MAX */
     size_t disk_queue_bytes;  /* 32 MiB: primary's queue of writes */
     size_t disk_sync_rate;    /* octets a second of image, 0: no limit */
+    size_t disk_reads_bytes;  /* 4 MiB: what the guest has read; 0: no read tracking */
     size_t disk_journal_bytes;/* 256 MiB: backup's journal file */
 
     /* the machine */

@@ -31,6 +31,7 @@ static const char *const type_names[PROTO_TYPE_MAX + 1] = {
     [PROTO_GOODBYE] = "GOODBYE",     [PROTO_HANDOVER] = "HANDOVER",
     [PROTO_ACTIVATED] = "ACTIVATED", [PROTO_DISK] = "DISK",       [PROTO_DISK_END] = "DISK_END",
     [PROTO_DISKS] = "DISKS",         [PROTO_COMPARED] = "COMPARED", [PROTO_MACHINE] = "MACHINE",
+    [PROTO_BLOCKS] = "BLOCKS",
 };
 
 const char *proto_type_name(unsigned type)
@@ -63,7 +64,7 @@ void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *
 static bool large(unsigned type)
 {
     return type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK ||
-           type == PROTO_MACHINE;
+           type == PROTO_MACHINE || type == PROTO_BLOCKS;
 }
 
 int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err)
@@ -294,6 +295,30 @@ int proto_get_compared(struct proto_compared *m, const uint8_t *in, size_t len, 
         m->differ[i].offset = wire_get_u64(&r);
     }
     return 0;
+}
+
+size_t proto_put_block(uint8_t *out, const struct proto_block *m)
+{
+    struct wire_writer w = wire_writer(out, PROTO_BLOCK_LEN);
+
+    _Static_assert(8 + 8 + 4 + 4 + 8 == PROTO_BLOCK_LEN, "BLOCKS as drawn");
+    wire_put_uint(&w, m->pfn, 8);
+    wire_put_uint(&w, m->generation, 8);
+    wire_put_uint(&w, m->disk, 4);
+    wire_put_uint(&w, m->block, 4);
+    wire_put_uint(&w, m->hash, 8);
+    return PROTO_BLOCK_LEN;
+}
+
+void proto_get_block(struct proto_block *m, const uint8_t in[PROTO_BLOCK_LEN])
+{
+    struct wire_reader r = wire_reader(in, PROTO_BLOCK_LEN);
+
+    m->pfn = wire_get_u64(&r);
+    m->generation = wire_get_u64(&r);
+    m->disk = wire_get_u32(&r);
+    m->block = wire_get_u32(&r);
+    m->hash = wire_get_u64(&r);
 }
 
 size_t proto_put_notice(uint8_t *out, unsigned code, const char *text)

@@ -20,7 +20,7 @@
 #define PROTO_HEADER_LEN 24
 #define PROTO_CHECKED 16 /* octets of it before the checksum */
 #define PROTO_BODY_MAX (2u << 20)   /* octets in one record's body */
-#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, state, net, disk, machine */
+#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, blocks, state, net, disk, machine */
 #define PROTO_PORT "7910"
 
 /* Types of records.  P: primary to backup, B: backup to primary. */
@@ -42,13 +42,15 @@ enum proto_type {
     PROTO_DISKS = 15,     /* B: before WELCOME: what the backup has of each disk */
     PROTO_COMPARED = 16,  /* B: blocks of disks that were compared, and those that differ */
     PROTO_MACHINE = 17,   /* P: behind HELLO: the platform's description of the machine, opaque here */
+    PROTO_BLOCKS = 18,    /* P: pages that are blocks of disks */
 };
-#define PROTO_TYPE_MAX 17
+#define PROTO_TYPE_MAX 18
 
 #define FEATURE_DISKS UINT64_C(1) /* DISK, DISK_END, DISKS; HELLO names the disks */
 #define FEATURE_DISK_CHECKS UINT64_C(2) /* CHECK entries in DISK, COMPARED, DISK_COMPARE in DISKS */
 #define FEATURE_MACHINE UINT64_C(4) /* MACHINE follows a HELLO without HELLO_QUERY */
-#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_MACHINE)
+#define FEATURE_BLOCKS UINT64_C(8) /* BLOCKS */
+#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_MACHINE | FEATURE_BLOCKS)
 
 enum proto_refusal {
     REFUSE_PROTOCOL = 1,  /* malformed or out of order */
@@ -136,6 +138,17 @@ struct proto_compared {
     struct proto_range differ[COMPARED_RANGES];
 };
 
+#define PROTO_BLOCK_LEN 32u    /* octets of one in BLOCKS */
+#define PROTO_BLOCK_SIZE 4096u /* of the disk */
+
+/* A page that equals a block of a disk. */
+struct proto_block {
+    uint64_t pfn;
+    uint64_t generation;        /* of the last write to the block */
+    uint32_t disk, block;       /* at block * PROTO_BLOCK_SIZE */
+    uint64_t hash;              /* XXH3-64 of the content */
+};
+
 /* REFUSE and GOODBYE */
 struct proto_notice {
     uint16_t code;
@@ -162,6 +175,8 @@ int proto_get_disks(uint64_t *generations, unsigned count, const uint8_t *in, si
                     struct error *err);
 size_t proto_put_compared(uint8_t *out, const struct proto_compared *m);
 int proto_get_compared(struct proto_compared *m, const uint8_t *in, size_t len, struct error *err);
+size_t proto_put_block(uint8_t *out, const struct proto_block *m); /* one of them: PROTO_BLOCK_LEN octets */
+void proto_get_block(struct proto_block *m, const uint8_t in[PROTO_BLOCK_LEN]);
 size_t proto_put_notice(uint8_t *out, unsigned code, const char *text);
 int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, struct error *err);
 

@@ -125,6 +125,14 @@ uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_
     return c->memory + (size_t)(s - 1) * c->bytes;
 }
 
+void page_cache_forget(struct page_cache *c, uint64_t pfn)
+{
+    uint32_t s = c->table[table_find(c, pfn)];
+
+    if (s)
+        c->slot[s].filled = c->slot[s].found = false;
+}
+
 bool page_cache_full(const struct page_cache *c)
 {
     return c->used == c->slots;

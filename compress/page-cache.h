@@ -34,6 +34,9 @@ void page_cache_begin(struct page_cache *c);
  */
 uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled);
 
+/* What is remembered of pfn is not what it was: as if it had never been filled. */
+void page_cache_forget(struct page_cache *c, uint64_t pfn);
+
 /* These pages will be asked for next: gets what is known of them near the processor, all at once. */
 void page_cache_expect(const struct page_cache *c, const uint64_t *pfns, size_t n);
 

@@ -227,6 +227,12 @@ void page_encoder_reset(struct page_encoder *enc)
     page_encoder_begin(enc);
 }
 
+void page_encoder_forget(struct page_encoder *enc, uint64_t pfn)
+{
+    page_cache_forget(enc->cache, pfn);
+    page_cache_forget(enc->prints, pfn);
+}
+
 void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec)
 {
     enc->codec = codec;

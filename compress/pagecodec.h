@@ -157,6 +157,12 @@ void page_encoder_free(struct page_encoder *enc);
  */
 void page_encoder_reset(struct page_encoder *enc);
 
+/*
+ * The receiver gets this page otherwise, in the checkpoint that has begun: what was shipped of it before is no longer
+ * what the replica will have.  Not while page_encode_planned() runs.
+ */
+void page_encoder_forget(struct page_encoder *enc, uint64_t pfn);
+
 /* From the next block on.  The receiver needs no word of it. */
 void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec);
 

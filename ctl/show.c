@@ -336,6 +336,7 @@ static void show_primary_disks(const json_t *vm)
     printf("\n  %-15s%s written, queue %s of %s; guest slowed by a full queue for %s ms; errors %s\n", "",
            OCTETS("disks.written_bytes"), OCTETS("disks.queue_bytes"), OCTETS("disks.queue_max_bytes"),
            COUNT("disks.full_ms"), COUNT("disks.errors"));
+    printf("  %-15s%s pages were on them already and not sent\n", "", COUNT("disks.pages_by_reference"));
 }
 
 static void show_primary(const json_t *vm)

@@ -28,6 +28,7 @@ _Static_assert(IMAGE_BLOCK == ENTRY_CHECK_MAX, "a check speaks of a block");
 
 struct mark {
     uint64_t epoch, head, generation, written;
+    bool synced; /* all that the backup lacked was sent before */
 };
 
 struct disk {
@@ -43,6 +44,7 @@ struct disk {
 
     pthread_mutex_t lock;
     struct mark marks[MARKS];
+    uint64_t acked_generation; /* what the backup has of everything, 0: nothing; atomic */
     uint64_t acked_written; /* what the guest had written at the last acknowledged barrier */
     uint64_t base[DISKS_MAX];
     bool compare[DISKS_MAX];  /* the backup has something: checksums first */
@@ -180,6 +182,7 @@ int disk_start(struct disk *d, const uint64_t *base, void (*poke)(void *), void 
 
     pthread_mutex_lock(&d->lock);
     memset(d->marks, 0, sizeof(d->marks));
+    __atomic_store_n(&d->acked_generation, 0, __ATOMIC_RELEASE);
     for (unsigned i = 0; i < d->count; i++) {
         d->compare[i] = base[i] == DISK_COMPARE;
         d->base[i] = d->compare[i] ? 0 : base[i];
@@ -237,6 +240,7 @@ void disk_barrier(struct disk *d, uint64_t epoch)
     SCOPED_LOCK(&d->lock);
 
     m->epoch = epoch;
+    m->synced = d->sync.done;
     m->written = written(d); /* a little before the barrier: what it misses counts as behind */
     m->generation = queue_barrier(&d->queue, &m->head);
 }
@@ -276,7 +280,29 @@ uint64_t disk_acked(struct disk *d, uint64_t epoch)
     SCOPED_LOCK(&d->lock);
 
     d->acked_written = m->written;
+    if (m->synced)
+        __atomic_store_n(&d->acked_generation, m->generation, __ATOMIC_RELEASE);
     return m->generation;
+}
+
+bool disk_find(struct disk *d, const uint8_t *page, struct proto_block *found)
+{
+    uint64_t acked = __atomic_load_n(&d->acked_generation, __ATOMIC_ACQUIRE), block;
+    uint8_t content[QUEUE_BLOCK];
+    const struct image *im;
+    unsigned disk;
+
+    if (!acked || !queue_find_read(&d->queue, page, &disk, &block) || disk >= d->count)
+        return false;
+    im = &d->images[disk];
+    if (block > UINT32_MAX || (block + 1) * QUEUE_BLOCK > im->size || image_stamp_at(im, block * QUEUE_BLOCK) > acked ||
+        pread(im->fd, content, sizeof(content), (off_t)(block * QUEUE_BLOCK)) != sizeof(content) ||
+        memcmp(content, page, sizeof(content)) != 0)
+        return false;
+    /* A write sets the stamp first: what was read is older than any write that is not in the stamp now. */
+    *found = (struct proto_block){.generation = image_stamp_at(im, block * QUEUE_BLOCK), .disk = disk,
+                                  .block = (uint32_t)block, .hash = XXH3_64bits(page, sizeof(content))};
+    return found->generation <= acked;
 }
 
 uint64_t disk_behind(struct disk *d)

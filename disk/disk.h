@@ -76,6 +76,13 @@ void disk_barrier(struct disk *d, uint64_t epoch);
 size_t disk_take(struct disk *d, uint64_t epoch, size_t max, const uint8_t **entries);
 void disk_done(struct disk *d, size_t octets);
 
+/*
+ * Read tracking, for a page of an epoch whose barrier has come.  True: the block holds exactly this, and nobody has written
+ * to it since `generation`, which the backup has acknowledged.  So until that epoch is applied, too, the backup's image holds
+ * it as soon as it holds `generation`.
+ */
+bool disk_find(struct disk *d, const uint8_t *page, struct proto_block *found);
+
 /* After the barrier of `epoch`, and when disk_take has given 0 for it. */
 uint64_t disk_end(struct disk *d, uint64_t epoch);
 

@@ -195,6 +195,11 @@ static uint64_t stamp_of(const struct image *im, uint64_t block)
     return be64toh(__atomic_load_n(&im->stamps[block], __ATOMIC_ACQUIRE));
 }
 
+uint64_t image_stamp_at(const struct image *im, uint64_t offset)
+{
+    return stamp_of(im, offset / IMAGE_BLOCK);
+}
+
 uint64_t image_next_changed(const struct image *im, uint64_t from, uint64_t base)
 {
     while (from < im->blocks && stamp_of(im, from) <= base)

@@ -64,6 +64,8 @@ int image_open(struct image *im, const char *image, bool write, struct error *er
 void image_close(struct image *im);
 
 void image_stamp(struct image *im, uint64_t offset, uint64_t length, uint64_t generation);
+/* The generation of the last write to the block there. */
+uint64_t image_stamp_at(const struct image *im, uint64_t offset);
 /* The first block at or after `from` with a stamp above `base`; im->blocks when there is none. */
 uint64_t image_next_changed(const struct image *im, uint64_t from, uint64_t base);
 uint64_t image_last_generation(const struct image *im);

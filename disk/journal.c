@@ -66,6 +66,7 @@ struct journal {
     uint64_t committed, committed_epoch;
     uint64_t generations[DISKS_MAX];   /* at `committed` */
     uint64_t applied, applied_epoch;   /* in the images, durable or not */
+    uint64_t applied_generation;       /* likewise; 0: none since synchronising began */
     uint64_t waited_ns;
     uint64_t checked, differing_blocks; /* not reported yet */
     struct bitmap differing[DISKS_MAX]; /* blocks of the images */
@@ -295,11 +296,12 @@ static int free_room(struct journal *j, struct error *err)
 
 static int work(struct journal *j, struct error *err)
 {
-    uint64_t epoch = 0, target;
+    uint64_t epoch = 0, target, generation;
     bool first, hurry, free_now;
 
     pthread_mutex_lock(&j->lock);
     target = j->committed;
+    generation = j->generations[0]; /* all have the same */
     first = !j->whole;
     hurry = j->hurry;
     pthread_mutex_unlock(&j->lock);
@@ -317,6 +319,7 @@ static int work(struct journal *j, struct error *err)
     pthread_mutex_lock(&j->lock);
     j->applied = target;
     j->applied_epoch = epoch;
+    j->applied_generation = generation;
     free_now = !j->hurry && (first || j->applied - j->durable.tail > j->capacity / 4);
     j->whole = true;
     pthread_mutex_unlock(&j->lock);
@@ -660,6 +663,10 @@ int journal_begin(struct journal *j, const struct disk_info *disks, enum link_st
     expect_next(j);
     j->head = j->committed; /* only this thread commits */
     j->keeping = start == START_KEEP;
+    if (start != START_RESUME) {
+        SCOPED_LOCK(&j->lock);
+        j->applied_generation = 0;
+    }
     if (start != START_ANEW)
         return journal_check(j, err);
     if (drain(j, err) < 0)
@@ -761,6 +768,34 @@ int journal_commit(struct journal *j, uint64_t epoch, struct error *err)
     for (unsigned i = 0; i < j->count; i++)
         j->generations[i] = j->generation;
     pthread_cond_broadcast(&j->changed);
+    return 0;
+}
+
+int journal_read(struct journal *j, const struct proto_block *block, uint8_t *data, struct error *err)
+{
+    uint64_t offset = (uint64_t)block->block * PROTO_BLOCK_SIZE;
+    uint64_t least = block->generation ? block->generation : 1; /* 0: older than the image's first */
+    bool here;
+
+    if (block->disk >= j->count || offset + PROTO_BLOCK_SIZE > j->sizes[block->disk])
+        return error_set(err, "a page that is block %" PRIu32 " of disk %" PRIu32 ", which is not there", block->block,
+                         block->disk);
+    pthread_mutex_lock(&j->lock);
+    while (!j->failed && j->applied_generation < least && (j->busy || j->applied != j->committed))
+        pthread_cond_wait(&j->changed, &j->lock);
+    here = j->whole && j->applied_generation >= least;
+    pthread_mutex_unlock(&j->lock);
+    if (journal_check(j, err) < 0)
+        return -1;
+    if (!here)
+        return error_set(err, "a page that is block %" PRIu32 " of disk %" PRIu32 " as of generation %" PRIu64
+                         ", which is not here", block->block, block->disk, block->generation);
+    if (pread(j->image_fds[block->disk], data, PROTO_BLOCK_SIZE, (off_t)offset) != PROTO_BLOCK_SIZE)
+        return error_set(err, "disk \"%s\": reading at %" PRIu64 ": %s", j->images[block->disk], offset,
+                         strerror(errno));
+    if (XXH3_64bits(data, PROTO_BLOCK_SIZE) != block->hash)
+        return error_set(err, "disk \"%s\" does not hold at %" PRIu64 " what the primary's does: restart remusd with "
+                         "disk-reads = 0, then remusctl verify --repair", j->images[block->disk], offset);
     return 0;
 }
 

@@ -86,6 +86,13 @@ int journal_end(struct journal *j, uint64_t generation, uint64_t length, uint64_
 /* The epoch is whole. */
 int journal_commit(struct journal *j, uint64_t epoch, struct error *err);
 
+/*
+ * PROTO_BLOCK_SIZE octets of an image as of the block's generation, for the coming epoch: waits until the image has got so far.
+ * The primary vouches that nobody writes to the block after that generation up to the end of the coming epoch (R5);
+ * the hash tells whether it is right.
+ */
+int journal_read(struct journal *j, const struct proto_block *block, uint8_t *data, struct error *err);
+
 /* Did the thread fail?  The images are then at no epoch any more, until the next start replays. */
 int journal_check(struct journal *j, struct error *err);
 

@@ -2,11 +2,11 @@
 /*
  * The disk server: an nbdkit plugin that serves the disks of one VM, and tells remusd each change of them.
  *
- *     nbdkit -U SOCKET remus-disk.so queue=FILE queue-size=OCTETS [standby=1] disk=IMAGE disk=IMAGE ...
+ *     nbdkit -U SOCKET remus-disk.so queue=FILE queue-size=OCTETS [reads-size=OCTETS] [standby=1] disk=IMAGE disk=IMAGE ...
  *
  * The exports are called 0, 1, ...  Reads run in parallel.  A change holds the queue's lock while it is made and appended
  * (queue.h): it costs the guest one copy more than without.  Flush and FUA go to the image.  In standby the guest's
- * changes are refused until remus-backupd has activated the replica (R5).
+ * changes are refused until remus-backupd has activated the replica (R5).  What the guest reads is noted for read tracking.
  */
 #define NBDKIT_API_VERSION 2
 #include <errno.h>
@@ -23,7 +23,7 @@
 #define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
 
 static char *queue_path, *paths[DISKS_MAX];
-static uint64_t queue_size;
+static uint64_t queue_size, reads_size;
 static int standby;
 static struct image images[DISKS_MAX];
 static uint8_t reread[ENTRY_DATA_MAX]; /* under the queue's lock */
@@ -36,6 +36,8 @@ static int disk_config(const char *key, const char *value)
         return (queue_path = nbdkit_absolute_path(value)) ? 0 : -1;
     if (strcmp(key, "queue-size") == 0)
         return nbdkit_parse_uint64_t("queue-size", value, &queue_size);
+    if (strcmp(key, "reads-size") == 0)
+        return nbdkit_parse_uint64_t("reads-size", value, &reads_size);
     if (strcmp(key, "standby") == 0)
         return (standby = nbdkit_parse_bool(value)) < 0 ? -1 : 0;
     if (strcmp(key, "disk") == 0) {
@@ -78,7 +80,7 @@ static int disk_get_ready(void)
         if (last > generation)
             generation = last;
     }
-    if (queue_create(&queue, queue_path, queue_size, generation + 1, !standby, &err) < 0) {
+    if (queue_create(&queue, queue_path, queue_size, reads_size, generation + 1, !standby, &err) < 0) {
         nbdkit_error("%s", err.text);
         return -1;
     }
@@ -121,8 +123,19 @@ static int disk_can_fua(void *handle)
     return NBDKIT_FUA_NATIVE;
 }
 
+/* The whole blocks among them. */
+static void note_reads(const struct image *im, const uint8_t *data, uint64_t offset, uint64_t length)
+{
+    uint64_t skip = -offset % QUEUE_BLOCK;
+
+    for (; skip + QUEUE_BLOCK <= length; skip += QUEUE_BLOCK)
+        queue_note_read(&queue, (unsigned)(im - images), (offset + skip) / QUEUE_BLOCK, data + skip);
+}
+
 static int disk_pread(void *handle, void *buf, uint32_t length, uint64_t offset, uint32_t flags)
 {
+    const uint64_t first = offset;
+    const uint8_t *data = buf;
     struct image *im = handle;
 
     (void)flags;
@@ -138,6 +151,7 @@ static int disk_pread(void *handle, void *buf, uint32_t length, uint64_t offset,
         length -= (uint32_t)n;
         offset += (uint64_t)n;
     }
+    note_reads(im, data, first, offset - first);
     return 0;
 }
 
@@ -258,6 +272,7 @@ static struct nbdkit_plugin plugin = {
     .config_complete = disk_config_complete,
     .config_help = "queue=FILE        write queue shared with remusd\n"
                    "queue-size=OCTETS its size\n"
+                   "reads-size=OCTETS memory for what the guest has read\n"
                    "disk=IMAGE        a disk, as export 0, 1, ...\n"
                    "standby=1         refuse changes until the replica is activated",
     .get_ready = disk_get_ready,

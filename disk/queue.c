@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#define XXH_INLINE_ALL
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/futex.h>
@@ -9,12 +10,13 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include "common/clock.h"
 #include "common/wire.h"
 #include "queue.h"
 
-#define MAGIC UINT64_C(0x72656d7573647131) /* "remusdq1" */
+#define MAGIC UINT64_C(0x72656d7573647132) /* "remusdq2" */
 #define HEADER 4096u
 #define WAIT_MS 100u /* between two looks whether the reader lives */
 
@@ -29,7 +31,16 @@ struct queue_shared {
     uint32_t logging, writable;
     uint32_t pressed, room;    /* futexes: bumped when there is much to take, when room was made */
     uint64_t written_bytes, full_ns, errors;
+    uint64_t read_count; /* of the table behind the ring */
 };
+
+/* Atomics; two halves of different hints are a wrong hint. */
+struct queue_read {
+    uint64_t key, place;
+};
+
+#define PLACE(disk, block) ((uint64_t)(disk) << 56 | (block))
+#define BLOCKS_MAX (UINT64_C(1) << 56)
 
 _Static_assert(sizeof(struct queue_shared) <= HEADER, "header fits");
 
@@ -75,21 +86,44 @@ static bool held(int fd, off_t which)
     return fcntl(fd, F_OFD_GETLK, &l) == 0 && l.l_type != F_UNLCK;
 }
 
-static int map(struct queue *q, size_t octets)
+static size_t file_size(const struct queue *q)
 {
-    void *p = mmap(NULL, octets, PROT_READ | PROT_WRITE, MAP_SHARED, q->fd, 0);
+    return HEADER + q->capacity + q->read_count * sizeof(*q->reads);
+}
 
+static int map(struct queue *q, size_t capacity, size_t read_count)
+{
+    void *p;
+
+    q->capacity = capacity;
+    q->read_count = read_count;
+    p = mmap(NULL, file_size(q), PROT_READ | PROT_WRITE, MAP_SHARED, q->fd, 0);
     if (p == MAP_FAILED)
         return -1;
     q->shared = p;
     q->data = (uint8_t *)p + HEADER;
-    q->capacity = octets - HEADER;
+    q->reads = (void *)(q->data + capacity);
     return 0;
 }
 
-int queue_create(struct queue *q, const char *path, size_t capacity, uint64_t generation, bool writable,
-                 struct error *err)
+/* The sizes in the header, when they are those of the file. */
+static bool read_sizes(int fd, size_t *capacity, size_t *read_count)
 {
+    struct queue_shared s;
+    struct stat st;
+
+    if (fstat(fd, &st) < 0 || pread(fd, &s, sizeof(s), 0) != sizeof(s) || s.magic != MAGIC ||
+        s.capacity > (uint64_t)st.st_size || s.read_count > (uint64_t)st.st_size / sizeof(struct queue_read))
+        return false;
+    *capacity = s.capacity;
+    *read_count = s.read_count;
+    return HEADER + s.capacity + s.read_count * sizeof(struct queue_read) == (uint64_t)st.st_size;
+}
+
+int queue_create(struct queue *q, const char *path, size_t capacity, size_t reads, uint64_t generation,
+                 bool writable, struct error *err)
+{
+    size_t octets, read_count = reads / sizeof(*q->reads);
     pthread_mutexattr_t attr;
     int rc;
 
@@ -99,9 +133,10 @@ int queue_create(struct queue *q, const char *path, size_t capacity, uint64_t ge
     q->fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     if (q->fd < 0)
         return error_set(err, "%s: %s", path, strerror(errno));
-    rc = posix_fallocate(q->fd, 0, (off_t)(HEADER + capacity)); /* else a full tmpfs is a SIGBUS later */
-    if (rc || hold(q->fd, SERVER_LOCK) < 0 || map(q, HEADER + capacity) < 0) {
-        error_set(err, "%s: write queue of %zu MiB: %s", path, capacity >> 20, strerror(rc ? rc : errno));
+    octets = HEADER + capacity + read_count * sizeof(*q->reads);
+    rc = posix_fallocate(q->fd, 0, (off_t)octets); /* else a full tmpfs is a SIGBUS later */
+    if (rc || hold(q->fd, SERVER_LOCK) < 0 || map(q, capacity, read_count) < 0) {
+        error_set(err, "%s: write queue of %zu MiB: %s", path, octets >> 20, strerror(rc ? rc : errno));
         queue_close(q);
         unlink(path);
         return -1;
@@ -112,6 +147,7 @@ int queue_create(struct queue *q, const char *path, size_t capacity, uint64_t ge
     pthread_mutex_init(&q->shared->lock, &attr);
     pthread_mutexattr_destroy(&attr);
     q->shared->capacity = capacity;
+    q->shared->read_count = read_count;
     q->shared->generation = generation;
     q->shared->writable = writable;
     STORE(&q->shared->magic, MAGIC);
@@ -125,7 +161,7 @@ void queue_set_server(struct queue *q, pid_t pid)
 
 int queue_open(struct queue *q, const char *path, struct error *err)
 {
-    struct stat st;
+    size_t capacity, read_count;
 
     *q = (struct queue){.fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW)};
     if (q->fd < 0)
@@ -134,8 +170,7 @@ int queue_open(struct queue *q, const char *path, struct error *err)
         error_set(err, "%s: another remusd reads this write queue", path);
         goto fail;
     }
-    if (fstat(q->fd, &st) < 0 || st.st_size <= (off_t)HEADER || map(q, (size_t)st.st_size) < 0 ||
-        LOAD(&q->shared->magic) != MAGIC || q->shared->capacity != q->capacity) {
+    if (!read_sizes(q->fd, &capacity, &read_count) || map(q, capacity, read_count) < 0) {
         error_set(err, "%s is no write queue of this version of remusd", path);
         goto fail;
     }
@@ -148,7 +183,7 @@ fail:
 void queue_close(struct queue *q)
 {
     if (q->shared)
-        munmap(q->shared, HEADER + q->capacity);
+        munmap(q->shared, file_size(q));
     if (q->fd >= 0)
         close(q->fd);
     *q = (struct queue){.fd = -1};
@@ -247,6 +282,50 @@ void queue_failed(struct queue *q)
 bool queue_writable(const struct queue *q)
 {
     return LOAD(&q->shared->writable);
+}
+
+/* A hash of eight parts of a block; 0 when all of them are zero. */
+static uint64_t content_key(const uint8_t *content)
+{
+    static const uint8_t zeros[256];
+    uint8_t parts[256];
+
+    for (unsigned i = 0; i < 8; i++)
+        memcpy(parts + 32 * i, content + 544 * i, 32);
+    return memcmp(parts, zeros, sizeof(parts)) == 0 ? 0 : XXH3_64bits(parts, sizeof(parts)) | 1;
+}
+
+static struct queue_read *read_slot(const struct queue *q, uint64_t key)
+{
+    return &q->reads[(key >> 1) % q->read_count];
+}
+
+void queue_note_read(struct queue *q, unsigned disk, uint64_t block, const uint8_t *content)
+{
+    uint64_t key = q->read_count && block < BLOCKS_MAX ? content_key(content) : 0;
+    struct queue_read *r;
+
+    if (!key)
+        return;
+    r = read_slot(q, key);
+    STORE(&r->place, PLACE(disk, block));
+    STORE(&r->key, key);
+}
+
+bool queue_find_read(const struct queue *q, const uint8_t *content, unsigned *disk, uint64_t *block)
+{
+    uint64_t key = q->read_count ? content_key(content) : 0, place;
+    struct queue_read *r;
+
+    if (!key)
+        return false;
+    r = read_slot(q, key);
+    if (LOAD(&r->key) != key)
+        return false;
+    place = LOAD(&r->place);
+    *disk = (unsigned)(place >> 56);
+    *block = place % BLOCKS_MAX;
+    return true;
 }
 
 /* --- remusd --- */

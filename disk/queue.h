@@ -27,11 +27,14 @@
 #include "entry.h"
 
 struct queue_shared;
+struct queue_read;
 
 struct queue {
     struct queue_shared *shared;
     uint8_t *data;
     size_t capacity;
+    struct queue_read *reads; /* behind the ring */
+    size_t read_count;
     int fd;
 };
 
@@ -42,9 +45,12 @@ struct queue_stats {
     uint64_t errors;        /* of the image */
 };
 
-/* Server: makes the file anew.  capacity: at least 1 MiB.  From here on queue_server() finds this process. */
-int queue_create(struct queue *q, const char *path, size_t capacity, uint64_t generation, bool writable,
-                 struct error *err);
+/*
+ * Server: makes the file anew.  capacity: at least 1 MiB; reads: octets for what the guest has read.  From here on
+ * queue_server() finds this process.
+ */
+int queue_create(struct queue *q, const char *path, size_t capacity, size_t reads, uint64_t generation,
+                 bool writable, struct error *err);
 void queue_set_server(struct queue *q, pid_t pid); /* after a fork: who serves */
 
 /* remusd: attaches to the file of a running server; only one reader at a time. */
@@ -62,6 +68,16 @@ uint64_t queue_begin(struct queue *q, unsigned kind, uint32_t length);
 void queue_end(struct queue *q, const struct entry *e);
 void queue_failed(struct queue *q); /* before queue_end: counts as an error, though there is an entry */
 bool queue_writable(const struct queue *q);
+
+/*
+ * Read tracking (RemusDB, PVLDB 4(11), 2011, section 5): behind the ring a table that tells where on the disks a content was
+ * read, by a hash of parts of it.  It only hints: what it says may be of another content, or overwritten since, and new
+ * hints take the place of old ones (R9).  No locks.
+ */
+#define QUEUE_BLOCK 4096u /* at a multiple of it */
+
+void queue_note_read(struct queue *q, unsigned disk, uint64_t block, const uint8_t *content);
+bool queue_find_read(const struct queue *q, const uint8_t *content, unsigned *disk, uint64_t *block);
 
 /* --- remusd --- */
 

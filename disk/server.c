@@ -84,10 +84,10 @@ static int await_start(const char *queue, int alive, struct error *err)
 int disk_server_start(const struct vm_config *cfg, bool standby, struct error *err)
 {
     const char *libexec = getenv("REMUS_LIBEXEC");
-    char nbd[108], queue[108], log_path[108], plugin[512], queue_arg[128], size_arg[64];
+    char nbd[108], queue[108], log_path[108], plugin[512], queue_arg[128], size_arg[64], reads_arg[64];
     char standby_arg[16], disks[DISKS_MAX][PATH_MAX + 5];
     char *argv[] = {"nbdkit", "-f", "-U", nbd, "--filter=exitlast", plugin, queue_arg, size_arg,
-                    standby_arg, [9 + DISKS_MAX] = NULL};
+                    reads_arg, standby_arg, [10 + DISKS_MAX] = NULL};
     cleanup_close int log = -1, null = -1;
     int alive[2], rc;
 
@@ -103,10 +103,11 @@ int disk_server_start(const struct vm_config *cfg, bool standby, struct error *e
                          strerror(errno));
     snprintf(queue_arg, sizeof(queue_arg), "queue=%s", queue);
     snprintf(size_arg, sizeof(size_arg), "queue-size=%zu", cfg->disk_queue_bytes);
+    snprintf(reads_arg, sizeof(reads_arg), "reads-size=%zu", cfg->disk_reads_bytes);
     snprintf(standby_arg, sizeof(standby_arg), "standby=%d", standby);
     for (unsigned i = 0; i < cfg->disk_count; i++) {
         snprintf(disks[i], sizeof(disks[i]), "disk=%s", cfg->disks[i]);
-        argv[9 + i] = disks[i];
+        argv[10 + i] = disks[i];
     }
     unlink(nbd);
     log = open(log_path, O_RDWR | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);

@@ -60,6 +60,7 @@ struct engine_stats {
     uint64_t raw[2], sent[2];       /* octets of pages before coding, octets on the wire: [0] of checkpoints,
                                        [1] of synchronising */
     struct page_stats codec;
+    uint64_t block_pages;           /* that went as blocks of disks */
     uint64_t encode_ns;
     struct samples pause[PHASES];   /* ns */
     struct samples dirty;           /* pages */
@@ -90,6 +91,7 @@ struct engine {
     uint64_t taken_before;          /* the last epoch taken before this link */
     uint64_t disk_base[DISKS_MAX];  /* what the backup has of each disk; set before engine_attach */
     bool disk_direct;               /* it holds no checkpoint: what is synchronised goes to its images at once */
+    bool send_blocks;               /* it takes BLOCKS; set before engine_attach */
     uint64_t disk_acked;            /* generation of the last acknowledged checkpoint */
     uint64_t attached_at, encode_before; /* when it began, and stats.encode_ns then */
     enum link_end link_end;

@@ -31,7 +31,7 @@ static int send_hello(struct protection *p, struct link *link, uint32_t flags)
     snprintf(hello.platform, sizeof(hello.platform), "%s", p->cfg->platform);
     snprintf(hello.profile, sizeof(hello.profile), "%s", p->vm ? p->vm->profile : "");
     if (p->engine.disk) {
-        hello.features |= FEATURE_DISKS | FEATURE_DISK_CHECKS;
+        hello.features |= FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_BLOCKS;
         hello.required |= FEATURE_DISKS;
         hello.disk_count = disk_count(p->engine.disk);
         for (unsigned i = 0; i < hello.disk_count; i++)

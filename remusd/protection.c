@@ -68,6 +68,7 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
     enum answer answer = protection_dial(p, flags, &link, &welcome, &err);
 
     if (answer == ANSWER_WELCOME) {
+        e->send_blocks = welcome.features & FEATURE_BLOCKS;
         if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
             error_set(&err, "cannot start a thread");
             link_free(link);

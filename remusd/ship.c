@@ -129,21 +129,60 @@ static int send_disk_end(struct engine *e, struct disk_digest *dd)
 /* Blocks that are encoded at the same time, one a worker. */
 struct batch {
     struct engine *engine;
+    uint64_t pfns[PAGE_THREADS_MAX * PAGE_BLOCK_MAX];
     const uint8_t *pages[PAGE_THREADS_MAX * PAGE_BLOCK_MAX];
+    size_t count;
     ssize_t length[PAGE_THREADS_MAX];
+    struct buffer blocks; /* a BLOCKS record */
 };
 
-static void add_to_digest(struct digest *d, const struct staging_run *run)
+static void add_to_digest(struct digest *d, uint64_t number, const uint8_t *page)
 {
-    for (size_t i = 0; i < run->count; i++) {
-        uint8_t pfn[8];
-        struct wire_writer w = wire_writer(pfn, sizeof(pfn));
+    uint8_t pfn[8];
+    struct wire_writer w = wire_writer(pfn, sizeof(pfn));
 
-        wire_put_uint(&w, run->pfns[i], 8);
-        XXH3_64bits_update(&d->hash, pfn, sizeof(pfn));
-        XXH3_64bits_update(&d->hash, run->pages + i * PAGE_SIZE, PAGE_SIZE);
+    wire_put_uint(&w, number, 8);
+    XXH3_64bits_update(&d->hash, pfn, sizeof(pfn));
+    XXH3_64bits_update(&d->hash, page, PAGE_SIZE);
+    d->pages++;
+}
+
+/* Sends the pages that the backup has on its disks, when it can use that; leaves the others in the batch. */
+static int send_blocks(struct engine *e, struct digest *d, struct batch *b, const struct staging_run *run)
+{
+    bool may = run->epoch && e->disk && e->send_blocks && e->cfg->disk_reads_bytes;
+    struct iovec iov;
+
+    b->count = 0;
+    buffer_clear(&b->blocks);
+    if (may && buffer_reserve(&b->blocks, run->count * PROTO_BLOCK_LEN) < 0)
+        return -1;
+    for (size_t i = 0; i < run->count; i++) {
+        const uint8_t *page = run->pages + i * PAGE_SIZE;
+        struct proto_block block;
+
+        if (!may || !disk_find(e->disk, page, &block)) {
+            b->pfns[b->count] = run->pfns[i];
+            b->pages[b->count++] = page;
+            continue;
+        }
+        block.pfn = run->pfns[i];
+        page_encoder_forget(e->encoder, block.pfn);
+        b->blocks.len += proto_put_block(b->blocks.data + b->blocks.len, &block);
+        add_to_digest(d, block.pfn, page);
     }
-    d->pages += run->count;
+    for (size_t i = 0; i < b->count; i++)
+        add_to_digest(d, b->pfns[i], b->pages[i]);
+    if (b->blocks.len == 0)
+        return 0;
+    iov = (struct iovec){b->blocks.data, b->blocks.len};
+    if (link_send(e->link, PROTO_BLOCKS, run->epoch, &iov, 1) < 0)
+        return -1;
+    SCOPED_LOCK(&e->lock);
+    e->stats.block_pages += b->blocks.len / PROTO_BLOCK_LEN;
+    e->stats.raw[0] += b->blocks.len / PROTO_BLOCK_LEN * PAGE_SIZE;
+    e->stats.sent[0] += b->blocks.len + PROTO_HEADER_LEN;
+    return 0;
 }
 
 static void encode_one(void *arg, unsigned i)
@@ -188,14 +227,13 @@ static int encode_and_send(struct engine *e, struct batch *b, uint64_t epoch, co
 static int send_pages(struct engine *e, struct digest *d, struct batch *b,
                       const struct staging_run *run)
 {
-    for (size_t i = 0; i < run->count; i++)
-        b->pages[i] = run->pages + i * PAGE_SIZE;
-    add_to_digest(d, run);
     if (run->epoch != d->epoch)
         page_encoder_begin(e->encoder);
     d->epoch = run->epoch;
+    if (send_blocks(e, d, b, run) < 0)
+        return -1;
     if (run->epoch != 0)
-        return encode_and_send(e, b, run->epoch, run->pfns, b->pages, run->count);
+        return b->count ? encode_and_send(e, b, run->epoch, b->pfns, b->pages, b->count) : 0;
 
     /* While synchronising the backup applies each block before it decodes the next. */
     for (size_t at = 0; at < run->count; at += PAGE_BLOCK_MAX) {
@@ -321,5 +359,6 @@ void *engine_ship(void *engine)
         staging_done(e->staging, &run);
     }
     buffer_free(&dd.sync);
+    buffer_free(&batch.blocks);
     return NULL;
 }

@@ -150,10 +150,10 @@ static json_t *disks(const struct protection *p)
     disk_sync_state(p->engine.disk, &sync);
     disk_verify_state(p->engine.disk, &verify);
     behind = disk_behind(p->engine.disk);
-    o = json_pack("{s:i, s:I, s:I, s:I, s:o, s:I}", "count", (int)disk_count(p->engine.disk),
+    o = json_pack("{s:i, s:I, s:I, s:I, s:o, s:I, s:I}", "count", (int)disk_count(p->engine.disk),
                   "written_bytes", (json_int_t)s.written_bytes, "queue_bytes", (json_int_t)s.used_bytes,
                   "queue_max_bytes", (json_int_t)s.max_bytes, "full_ms", ms(s.full_ns), "errors",
-                  (json_int_t)s.errors);
+                  (json_int_t)s.errors, "pages_by_reference", (json_int_t)p->engine.stats.block_pages);
     json_object_set_new(o, "in_step", json_boolean(p->lc.state == LC_PROTECTED && sync.done));
     json_object_set_new(o, "behind_bytes",
                         behind == DISK_UNKNOWN ? json_null() : json_integer((json_int_t)behind));

@@ -144,10 +144,11 @@ HEADER = 24
 PAGE = 4096
 NAMES = {1: "HELLO", 2: "WELCOME", 3: "REFUSE", 4: "HEARTBEAT", 5: "PAGES", 6: "STATE", 7: "NET",
          8: "END", 9: "ACK", 10: "GOODBYE", 11: "HANDOVER", 12: "ACTIVATED",
-         13: "DISK", 14: "DISK_END", 15: "DISKS", 16: "COMPARED", 17: "MACHINE"}
-LARGE = {"PAGES", "STATE", "NET", "DISK", "MACHINE"}
+         13: "DISK", 14: "DISK_END", 15: "DISKS", 16: "COMPARED", 17: "MACHINE",
+         18: "BLOCKS"}
+LARGE = {"PAGES", "STATE", "NET", "DISK", "MACHINE", "BLOCKS"}
 SENT_BY = {"primary": {"HELLO", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "GOODBYE",
-                       "HANDOVER", "DISK", "DISK_END", "MACHINE"},
+                       "HANDOVER", "DISK", "DISK_END", "MACHINE", "BLOCKS"},
            "backup": {"DISKS", "COMPARED", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
 REFUSALS = {1: "protocol", 2: "version", 3: "feature", 4: "unknown VM", 5: "busy", 6: "resources",
             7: "profile", 8: "active", 9: "later", 10: "corrupt"}
@@ -364,6 +365,18 @@ class Reader:
             self.next_pfn = 0
         return [f"page block version {version}, {CODINGS.get(coding, coding)}, {count} pages,"
                 f" block {generation}.{sequence}, {plain} octets in {coded}"]
+
+    def on_blocks(self, epoch, body):
+        self.checkpoint(epoch)
+        c, lines = Cursor(body), []
+        while c.at < len(body):
+            pfn, generation, disk, block, content = c.uint(8), c.uint(8), c.uint(4), c.uint(4), c.uint(8)
+            if pfn >= self.session_pages or disk >= len(self.disks) or (block + 1) * PAGE > self.disks[disk][0]:
+                raise Bad(f"page {pfn} is block {block} of disk {disk}")
+            lines.append(f"page {pfn}: block {block} of disk {disk}, generation {generation}, {content:016x}")
+            self.pages += 1
+            self.content = None
+        return lines
 
     def on_disks(self, epoch, body):
         c = Cursor(body)

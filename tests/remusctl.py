@@ -37,6 +37,7 @@ PRIMARY = {
     "staging": {"used_bytes": 3250000, "max_bytes": 67108864, "stretched": 0},
     "disks": {"count": 2, "in_step": True, "behind_bytes": 40960, "written_bytes": 5 << 30,
               "queue_bytes": 8192, "queue_max_bytes": 32 << 20, "full_ms": 0.0, "errors": 0,
+              "pages_by_reference": 120034,
               "sync": None},
     "last_error": None, "advice": None,
 }

@@ -138,7 +138,7 @@ static void test_queue_keeps_order_and_barrier_R5(void **state)
     unsigned seed = 1;
 
     (void)state;
-    assert_int_equal(queue_create(&server, queue_path, MIB, 7, true, &err), 0);
+    assert_int_equal(queue_create(&server, queue_path, MIB, 0, 7, true, &err), 0);
     queue_set_server(&server, getpid());
     assert_int_equal(queue_server(queue_path), getpid());
     assert_int_equal(queue_open(&reader, queue_path, &err), 0);
@@ -177,7 +177,7 @@ static void test_full_queue_waits_but_not_for_the_dead_R9(void **state)
     pid_t child;
 
     (void)state;
-    assert_int_equal(queue_create(&server, queue_path, MIB, 1, true, &err), 0);
+    assert_int_equal(queue_create(&server, queue_path, MIB, 0, 1, true, &err), 0);
     assert_int_equal(queue_open(&reader, queue_path, &err), 0);
     queue_start(&reader);
     pthread_create(&thread, NULL, fill, &server);
@@ -211,6 +211,81 @@ static void nobody(void *arg)
     (void)arg;
 }
 
+/* A block may stand for a page only while it holds exactly that, and the backup has its last write. */
+static void test_page_is_a_block_only_as_the_backup_has_it_R5(void **state)
+{
+    char *disks[] = {paths[0], NULL};
+    struct vm_config cfg = {.name = "t", .run_dir = dir, .disks = disks, .disk_count = 1};
+    uint8_t page[4096], other[4096];
+    uint64_t base[] = {1};
+    struct proto_block b;
+    struct queue server;
+    struct image im;
+    struct error err;
+    struct disk *d;
+    char path[108];
+    int fd = open(paths[0], O_RDWR | O_CREAT, 0600);
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(page); i++)
+        page[i] = (uint8_t)(i * i >> 7);
+    assert_true(fd >= 0 && ftruncate(fd, DISK_SIZE) == 0);
+    assert_int_equal(pwrite(fd, page, sizeof(page), 5 * 4096), sizeof(page));
+    assert_int_equal(image_take(paths[0], &err), 0);
+    assert_int_equal(disk_queue_path(&cfg, path), 0);
+    assert_int_equal(queue_create(&server, path, MIB, 4096, 2, true, &err), 0);
+    assert_int_equal(disk_open(&d, &cfg, &err), 0);
+    assert_int_equal(image_open(&im, paths[0], true, &err), 0);
+    assert_int_equal(disk_start(d, base, nobody, NULL, &err), 0);
+    queue_note_read(&server, 0, 5, page);
+    assert_false(disk_find(d, page, &b)); /* nothing is acknowledged */
+    disk_barrier(d, 1);
+    disk_barrier(d, 2);
+    disk_acked(d, 1);
+    assert_true(disk_find(d, page, &b));
+    assert_int_equal(b.disk, 0);
+    assert_int_equal(b.block, 5);
+    assert_true(b.generation == 0 && b.hash == XXH3_64bits(page, sizeof(page)));
+    memcpy(other, page, sizeof(page));
+    other[100]++; /* in no part that is hashed for the table */
+    assert_false(disk_find(d, other, &b));
+    /* The guest writes to the block, the same even: not before the backup has that. */
+    image_stamp(&im, 5 * 4096, 4096, 4);
+    assert_false(disk_find(d, page, &b));
+    disk_acked(d, 2);
+    assert_false(disk_find(d, page, &b));
+    disk_barrier(d, 3); /* ends generation 4 */
+    assert_false(disk_find(d, page, &b));
+    disk_acked(d, 3);
+    assert_true(disk_find(d, page, &b) && b.generation == 4);
+    assert_int_equal(pwrite(fd, other, sizeof(other), 5 * 4096), sizeof(other));
+    assert_false(disk_find(d, page, &b));
+    /* Hints that are wrong do no harm. */
+    queue_note_read(&server, 0, DISK_SIZE / 4096, page);
+    assert_false(disk_find(d, page, &b));
+    queue_note_read(&server, 0, UINT64_C(1) << 52, page);
+    assert_false(disk_find(d, page, &b));
+    queue_note_read(&server, 7, 5, page);
+    assert_false(disk_find(d, page, &b));
+    /* A new link: nothing is acknowledged on it. */
+    disk_stop(d);
+    disk_finish(d);
+    assert_int_equal(pwrite(fd, page, sizeof(page), 5 * 4096), sizeof(page));
+    queue_note_read(&server, 0, 5, page);
+    assert_true(disk_find(d, page, &b));
+    assert_int_equal(disk_start(d, base, nobody, NULL, &err), 0);
+    assert_false(disk_find(d, page, &b));
+    disk_barrier(d, 4); /* the sync is not done: an acknowledgement of it means nothing yet */
+    disk_acked(d, 4);
+    assert_false(disk_find(d, page, &b));
+    disk_stop(d);
+    disk_finish(d);
+    disk_close(d);
+    image_close(&im);
+    queue_close(&server);
+    close(fd);
+}
+
 /* What the engine sees: the changes of an epoch, before and after its barrier, and never one of the next. */
 static void test_epoch_ends_at_its_barrier_R5(void **state)
 {
@@ -231,7 +306,7 @@ static void test_epoch_ends_at_its_barrier_R5(void **state)
     close(fd);
     assert_int_equal(image_take(paths[0], &err), 0);
     assert_int_equal(disk_queue_path(&cfg, path), 0);
-    assert_int_equal(queue_create(&server, path, MIB, 1, true, &err), 0);
+    assert_int_equal(queue_create(&server, path, MIB, MIB, 1, true, &err), 0);
     assert_int_equal(disk_open(&d, &cfg, &err), 0);
     assert_int_equal(disk_start(d, base, nobody, NULL, &err), 0);
     for (uint64_t epoch = 1; epoch <= 20; epoch++) {
@@ -532,6 +607,60 @@ static void test_uncommitted_changes_never_reach_the_images_R5(void **state)
     free(model[1]);
 }
 
+/*
+ * A page that is a block: read as of the generation meant, however far the images are, or refused.  The epochs write all over
+ * the disks, so the block is put where `changes' left something in the last.
+ */
+static void test_blocks_are_read_as_of_their_generation_R4_R5_R10(void **state)
+{
+    uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)}, page[PROTO_BLOCK_SIZE];
+    struct journal *j = open_journal(16);
+    static uint8_t buffer[2 * MIB];
+    struct proto_block b = {0};
+    struct error err;
+
+    (void)state;
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+    b.hash = XXH3_64bits(page, sizeof(page));
+    assert_int_equal(journal_read(j, &b, page, &err), -1); /* nothing is whole */
+    for (uint64_t epoch = 1; epoch <= EPOCHS; epoch++) {
+        send(j, epoch, 1000 + epoch);
+        changes(epoch, buffer, model);
+        for (unsigned i = 0; i < 20; i++) { /* at once: the thread has not applied it yet */
+            b.disk = i % 2;
+            b.block = (uint32_t)((epoch * 7 + i * 13) % (DISK_SIZE / PROTO_BLOCK_SIZE));
+            b.generation = 1000 + epoch;
+            b.hash = XXH3_64bits(model[b.disk] + b.block * PROTO_BLOCK_SIZE, PROTO_BLOCK_SIZE);
+            if (journal_read(j, &b, page, &err) < 0)
+                fail_msg("%s", err.text);
+            assert_memory_equal(page, model[b.disk] + b.block * PROTO_BLOCK_SIZE, PROTO_BLOCK_SIZE);
+        }
+    }
+    b.generation++;
+    assert_int_equal(journal_read(j, &b, page, &err), -1); /* of an epoch that is not here */
+    assert_non_null(strstr(err.text, "generation"));
+    b.generation--;
+    b.hash ^= 1;
+    assert_int_equal(journal_read(j, &b, page, &err), -1);
+    assert_non_null(strstr(err.text, "does not hold"));
+    b.hash ^= 1;
+    b.disk = 2;
+    assert_int_equal(journal_read(j, &b, page, &err), -1);
+    b.disk = 0;
+    b.block = DISK_SIZE / PROTO_BLOCK_SIZE;
+    assert_int_equal(journal_read(j, &b, page, &err), -1);
+    b.block = UINT32_MAX;
+    assert_int_equal(journal_read(j, &b, page, &err), -1);
+    /* A new link that begins with a disk that is not whole: the images are at no generation. */
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+    b = (struct proto_block){.generation = 1001};
+    assert_int_equal(journal_read(j, &b, page, &err), -1);
+    assert_non_null(strstr(err.text, "not here"));
+    journal_close(j);
+    free(model[0]);
+    free(model[1]);
+}
+
 /* Synchronising over an epoch that is kept: the images stay at it until the next commit. */
 static void test_old_epoch_is_kept_until_the_next_is_whole_R4_R5(void **state)
 {
@@ -710,6 +839,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_entries_are_checked_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_queue_keeps_order_and_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_full_queue_waits_but_not_for_the_dead_R9, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_page_is_a_block_only_as_the_backup_has_it_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_blocks_are_read_as_of_their_generation_R4_R5_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_epoch_ends_at_its_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_stamps_tell_what_a_copy_lacks_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),

@@ -217,6 +217,127 @@ def host_lost_while_everything_is_sent_anew_R4_R5():
         assert check_takeover(pair, writer) > 0 and pair.backup.do("status")["takeover"]["epoch"] == kept
 
 
+class Memory:
+    """The fake guest's memory from outside; what is written there counts as written by the guest."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.ram = os.open(f"/proc/{pid}/fd/3", os.O_RDONLY)
+        self.size = os.fstat(self.ram).st_size
+        self.mem = os.open(f"/proc/{pid}/mem", os.O_RDWR)
+        with open(f"/proc/{pid}/maps", encoding="utf-8") as f:
+            areas = [[int(a, 16) for a in line.split()[0].split("-")] for line in f if "memfd:" in line]
+        self.address = next(a for a, b in areas if b - a == self.size)
+
+    def page(self, n):
+        return os.pread(self.ram, BLOCK, n * BLOCK)
+
+    def touch(self, pages):
+        """Writes what is there already, for those of {number: content} that are still that."""
+        os.kill(self.pid, signal.SIGSTOP)
+        try:
+            wait_for("the guest stands still", self.stopped)
+            for n, content in pages.items():
+                if self.page(n) == content:
+                    os.pwrite(self.mem, content, self.address + n * BLOCK)
+        finally:
+            os.kill(self.pid, signal.SIGCONT)
+
+    def stopped(self):
+        with open(f"/proc/{self.pid}/stat", encoding="ascii") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] == "T"
+
+    def close(self):
+        os.close(self.ram)
+        os.close(self.mem)
+
+
+def guest_reads(pair, disk, memory, at, count=16):
+    """Some of the guest's pages are what it reads from its disk."""
+    pages = {}
+    while len(pages) < count:
+        n = random.randrange(1, memory.size // BLOCK)
+        if any(content := memory.page(n)):
+            pages[n] = content
+    disk.write(at, b"".join(pages.values()))
+    pair.wait_epochs(4)
+    disk.read(at, count * BLOCK)
+    memory.touch(pages)
+    return list(pages.values())
+
+
+def with_guest_memory(test):
+    @functools.wraps(test)
+    def run():
+        with Disks(takeover="manual", fake_rate=500) as pair:
+            pair.protect()
+            if pair.primary.do("status")["tracker"] == "compare":
+                return  # sees no write of what is there
+            try:
+                memory = Memory(pair.primary.guest_pid())
+            except PermissionError:
+                return  # only root may look into the guest here
+            wait_for("the guest has written", lambda: sum(any(memory.page(n)) for n in range(1, 500)) > 40)
+            try:
+                test(pair, pair.nbd(pair.primary), memory)
+            finally:
+                memory.close()
+    return run
+
+
+def by_reference(pair):
+    return pair.primary.do("status")["disks"]["pages_by_reference"]
+
+
+@suite.test
+@with_guest_memory
+def what_was_read_travels_as_blocks_R2_R5(pair, disk, memory):
+    """Each block is read, written over at once, read again, while the guest goes on: never a wrong one, and nothing refused."""
+    connections = pair.proxy.counts["HELLO"]
+
+    for i in range(12):
+        at = i % 3 * 16 * BLOCK
+        blocks = guest_reads(pair, disk, memory, at)
+        if i % 2:  # the same again, elsewhere, and something else over it before the checkpoint is sent
+            disk.write(at, b"".join(reversed(blocks)))
+            disk.read(at, 16 * BLOCK)
+            disk.zero(at + 4 * BLOCK, BLOCK)
+    assert wait_for("pages that travel as blocks", lambda: by_reference(pair) > 40 and by_reference(pair))
+    assert pair.proxy.counts["BLOCKS"] > 3
+    assert pair.proxy.counts["HELLO"] == connections, pair.backup.log()
+    pair.wait_epochs(3)
+    pair.kill_primary()
+    pair.backup.wait_state("suspect")
+    pair.backup.do("takeover")
+    pair.check_takeover()
+
+
+@suite.test
+@with_guest_memory
+def wrong_block_on_the_backup_is_refused_R2_R10(pair, disk, memory):
+    guest_reads(pair, disk, memory, 0)
+    wait_for("pages that travel as blocks", lambda: by_reference(pair))
+    pages = {}
+    while len(pages) < 4:
+        n = random.randrange(1, memory.size // BLOCK)
+        if any(content := memory.page(n)):
+            pages[n] = content
+    disk.write(0, b"".join(pages.values()))
+    pair.wait_epochs(4)
+    with open(pair.images[pair.backup][0], "r+b") as f:  # nobody may do that
+        f.write(b"wrong" * 3000)
+    disk.read(0, 4 * BLOCK)
+    held = pair.backup.do("status")["epoch"]
+    while not pair.backup.do("status")["last_error"]:
+        memory.touch({n: memory.page(n) for n in pages})
+        disk.read(0, 4 * BLOCK)
+        pages = {n: c for n, c in pages.items() if memory.page(n) == c}
+        if not pages:
+            return  # the guest was faster
+    assert "does not hold" in pair.backup.do("status")["last_error"], pair.backup.log()
+    assert pair.backup.do("status")["epoch"] >= held
+
+
 @suite.test
 def replica_refuses_writes_until_activated_R5():
     with Disks(takeover="automatic") as pair:
@@ -562,7 +683,7 @@ def epoch_larger_than_the_journal_is_refused_and_synchronised_anew_R9():
         disk = pair.nbd(pair.primary)
         for at in range(0, 40 * MIB, MIB):
             disk.write(at, random.randbytes(MIB))
-        wait_for("a clear error", lambda: "disk-journal" in (pair.backup.do("status")["last_error"] or ""))
+        wait_for("a clear error", lambda: "disk-journal" in pair.backup.log())
         pair.primary.wait_state("protected")
         wait_for("the backup's image is the primary's",
                  lambda: pair.content(pair.backup) == pair.content(pair.primary))

@@ -7,10 +7,12 @@
  *   R2  what is acknowledged is whole: the replica equals the guest, byte for byte
  *   R4  a link that breaks in the middle of a checkpoint leaves the replica at the checkpoint before
  *   R8  the order inside the pause
+ *   R5  pages that are blocks of a disk: as of the very version meant, however often they are overwritten
  *   R9  no memory grows over 10,000 epochs; a staging buffer that is too small slows down and loses nothing
  */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +24,9 @@
 
 #include "backup/receiver.h"
 #include "common/clock.h"
+#include "disk/image.h"
+#include "disk/journal.h"
+#include "disk/server.h"
 #include "remusd/engine.h"
 #include "vm/fake/fake.h"
 
@@ -105,6 +110,7 @@ static void *backup_run(void *arg)
         case RECEIVER_ERROR:
             snprintf(b->why, sizeof(b->why), "%s", err.text);
             b->failed = true;
+            link_shutdown(b->link);
             return NULL;
         }
     }
@@ -218,6 +224,16 @@ static bool settle(struct pair *p)
     up = e->link_end == LINK_UP;
     pthread_mutex_unlock(&e->lock);
     return up;
+}
+
+static uint64_t in_flight(struct pair *p)
+{
+    uint64_t count;
+
+    pthread_mutex_lock(&p->engine.lock);
+    count = p->engine.pacer.taken - p->engine.pacer.acked;
+    pthread_mutex_unlock(&p->engine.lock);
+    return count;
 }
 
 static void assert_equal(struct pair *p)
@@ -351,6 +367,183 @@ static void test_small_staging_slows_down_R9(void **state)
     teardown(&p);
 }
 
+/* --- a guest that reads from its disk --- */
+
+#define BLOCKS 1024u
+#define SOME_BLOCK(d) ((uint64_t)rand_r(&(d)->seed) % 64 * 16) /* few, so that they are often overwritten */
+
+struct disk_pair {
+    struct pair p;
+    char images[2][80];
+    char *paths[2][2];
+    uint8_t *guest; /* writable */
+    struct queue server;
+    struct image image;
+    struct journal *journal;
+    unsigned seed;
+};
+
+static void random_block(struct disk_pair *d, uint8_t *block)
+{
+    for (size_t i = 0; i < PAGE_SIZE; i++)
+        block[i] = (uint8_t)(rand_r(&d->seed) >> 8 & (i % 16 < 8 ? 0xff : 0x03));
+}
+
+/* As disk/plugin.c does it. */
+static void write_block(struct disk_pair *d, uint64_t block, const uint8_t *data)
+{
+    struct entry e = {.kind = ENTRY_WRITE, .length = PAGE_SIZE, .offset = block * PAGE_SIZE, .data = data};
+
+    image_stamp(&d->image, e.offset, e.length, queue_begin(&d->server, e.kind, e.length));
+    assert_int_equal(entry_apply(&e, d->image.fd), 0);
+    queue_end(&d->server, &e);
+}
+
+static void change_guest(struct disk_pair *d, uint64_t pfn, const uint8_t *page)
+{
+    memcpy(d->guest + pfn * PAGE_SIZE, page, PAGE_SIZE);
+    bitmap_set(&d->p.engine.dirty, pfn);
+    bitmap_set(&d->p.engine.touched, pfn);
+}
+
+static void guest_does_something(struct disk_pair *d)
+{
+    uint64_t pfn = 1 + (uint64_t)rand_r(&d->seed) % 200, block = SOME_BLOCK(d);
+    uint8_t data[PAGE_SIZE];
+
+    switch (rand_r(&d->seed) % 8) {
+    case 0:
+        random_block(d, data);
+        write_block(d, block, data);
+        break;
+    case 1: /* what it has in memory, and the same elsewhere */
+        memcpy(data, d->guest + pfn * PAGE_SIZE, PAGE_SIZE);
+        write_block(d, block, data);
+        break;
+    case 2:
+        memcpy(data, d->guest + pfn * PAGE_SIZE, PAGE_SIZE);
+        data[rand_r(&d->seed) % PAGE_SIZE]++;
+        change_guest(d, pfn, data);
+        break;
+    default:
+        assert_int_equal(pread(d->image.fd, data, PAGE_SIZE, (off_t)(block * PAGE_SIZE)), PAGE_SIZE);
+        queue_note_read(&d->server, 0, block, data);
+        change_guest(d, pfn, data);
+    }
+}
+
+static void setup_disk(struct disk_pair *d)
+{
+    struct pair *p = &d->p;
+    uint8_t data[PAGE_SIZE];
+    struct error err = {""};
+    char path[108];
+    pid_t pid;
+    int fd;
+
+    setup(p, "random", 0, 8 << 20);
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof(path), "%s/disk%d", p->run_dir, i);
+        memcpy(d->images[i], path, sizeof(d->images[i]));
+        d->paths[i][0] = d->images[i];
+    }
+    p->cfg.disks = d->paths[0];
+    p->cfg.disk_count = 1;
+    p->cfg.disk_reads_bytes = 4096;
+    fd = open(d->images[0], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    for (unsigned i = 0; i < BLOCKS; i++) {
+        random_block(d, data);
+        assert_int_equal(write(fd, data, PAGE_SIZE), PAGE_SIZE);
+    }
+    close(fd);
+    assert_int_equal(image_take(d->images[0], &err), 0);
+    assert_int_equal(image_open(&d->image, d->images[0], true, &err), 0);
+    assert_int_equal(disk_queue_path(&p->cfg, path), 0);
+    assert_int_equal(queue_create(&d->server, path, 4 << 20, p->cfg.disk_reads_bytes, 1, true, &err), 0);
+    assert_int_equal(disk_open(&p->engine.disk, &p->cfg, &err), 0);
+    assert_int_equal(journal_open(&d->journal, d->paths[1], disk_infos(p->engine.disk), 1, 16 << 20, &err), 0);
+    receiver_set_journal(p->backup.receiver, d->journal);
+    p->engine.send_blocks = true;
+    snprintf(path, sizeof(path), "%s/fake1.fake.pid", p->run_dir);
+    FILE *f = fopen(path, "re");
+    assert_non_null(f);
+    assert_int_equal(fscanf(f, "%d", &pid), 1);
+    fclose(f);
+    snprintf(path, sizeof(path), "/proc/%d/fd/3", (int)pid);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    d->guest = mmap(NULL, MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(d->guest, MAP_FAILED);
+    close(fd);
+}
+
+static void connect_disk(struct disk_pair *d, uint64_t committed)
+{
+    struct pair *p = &d->p;
+    struct disk_sync sync;
+    struct error err = {""};
+
+    journal_bases(d->journal, disk_infos(p->engine.disk), p->engine.disk_base);
+    assert_int_equal(journal_begin(d->journal, disk_infos(p->engine.disk), committed ? START_RESUME : START_ANEW, &err), 0);
+    connect_pair(p, committed);
+    do {
+        clock_sleep_until(clock_ns() + NS_PER_MS);
+        disk_sync_state(p->engine.disk, &sync);
+    } while (!sync.done);
+}
+
+static void teardown_disk(struct disk_pair *d)
+{
+    char queue[108];
+
+    journal_close(d->journal);
+    image_close(&d->image);
+    munmap(d->guest, MEMORY);
+    for (int i = 0; i < 2; i++) {
+        char path[120];
+
+        unlink(d->images[i]);
+        snprintf(path, sizeof(path), "%s.remus", d->images[i]);
+        unlink(path);
+        snprintf(path, sizeof(path), "%s.remus-journal", d->images[i]);
+        unlink(path);
+    }
+    assert_int_equal(disk_queue_path(&d->p.cfg, queue), 0);
+    unlink(queue);
+    queue_close(&d->server);
+    teardown(&d->p);
+}
+
+static void test_pages_that_are_blocks_R2_R4_R5(void **state)
+{
+    struct disk_pair d = {.seed = 3};
+    struct pair *p = &d.p;
+    struct error err = {""};
+
+    (void)state;
+    setup_disk(&d);
+    connect_disk(&d, 0);
+    assert_int_equal(engine_precopy(&p->engine, &err), 0);
+    for (int i = 0; i < 400; i++) {
+        for (int n = rand_r(&d.seed) % 40; n > 0; n--)
+            guest_does_something(&d);
+        assert_int_equal(engine_checkpoint(&p->engine, true, &err), 0);
+        for (int n = rand_r(&d.seed) % 4; n > 0; n--) /* while it is being sent */
+            write_block(&d, SOME_BLOCK(&d), d.guest + PAGE_SIZE * (1 + (uint64_t)rand_r(&d.seed) % 200));
+        if (rand_r(&d.seed) % 2 && i % 100 != 99 && in_flight(p) < PACER_IN_FLIGHT)
+            continue;
+        if (!settle(p))
+            break;
+        assert_equal(p);
+        if (i % 100 == 99) {
+            disconnect_pair(p);
+            connect_disk(&d, p->backup.applied);
+        }
+    }
+    disconnect_pair(p);
+    assert_true(p->engine.stats.block_pages > 500);
+    teardown_disk(&d);
+}
+
 __attribute__((unused)) static long resident_pages(void)
 {
     long size, resident = 0;
@@ -403,6 +596,7 @@ int main(void)
         cmocka_unit_test(test_no_release_without_ack_R1),
         cmocka_unit_test(test_broken_links_R4),
         cmocka_unit_test(test_small_staging_slows_down_R9),
+        cmocka_unit_test(test_pages_that_are_blocks_R2_R4_R5),
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* their own memory grows */
         cmocka_unit_test(test_no_growth_R9),
 #endif

@@ -32,6 +32,7 @@ struct pair {
     struct page_encoder *enc;
     struct page_decoder *dec;
     uint8_t *guest, *replica;
+    unsigned otherwise; /* one of so many pages is shipped without the codec; 0: none */
 };
 
 static struct pair pair_new(enum page_codec codec, uint64_t cache_pages)
@@ -39,7 +40,7 @@ static struct pair pair_new(enum page_codec codec, uint64_t cache_pages)
     struct page_encoder_config config = {
         .guest_pages = GUEST, .cache_bytes = cache_pages * PAGE_BYTES, .codec = codec};
     struct pair p = {page_encoder_new(&config), page_decoder_new(), calloc(GUEST, PAGE_BYTES),
-                     calloc(GUEST, PAGE_BYTES)};
+                     calloc(GUEST, PAGE_BYTES), 0};
 
     assert_non_null(p.enc);
     assert_non_null(p.dec);
@@ -70,8 +71,8 @@ static size_t encode(struct pair *p, const uint64_t *pfns, size_t n, uint8_t *ou
 static void ship(struct pair *p, const uint8_t *dirty)
 {
     static uint8_t out[PAGE_BLOCK_MAX * 5000], pages[GUEST * PAGE_BYTES];
-    static uint64_t pfns[GUEST], got[GUEST];
-    size_t n = 0, done = 0;
+    static uint64_t pfns[GUEST], got[GUEST], others[GUEST];
+    size_t n = 0, done = 0, other = 0;
     struct error err;
 
     for (uint64_t i = 0; i < GUEST; i++)
@@ -79,6 +80,14 @@ static void ship(struct pair *p, const uint8_t *dirty)
             pfns[n++] = i;
     page_encoder_begin(p->enc);
     page_decoder_begin(p->dec);
+    for (size_t i = 0, all = n; p->otherwise && i < all; i++)
+        if (rnd() % p->otherwise == 0) {
+            page_encoder_forget(p->enc, pfns[i]);
+            others[other++] = pfns[i];
+            n--;
+        } else {
+            pfns[i - other] = pfns[i];
+        }
     while (done < n) {
         size_t some = 1 + rnd() % PAGE_BLOCK_MAX, len;
 
@@ -93,6 +102,8 @@ static void ship(struct pair *p, const uint8_t *dirty)
     assert_memory_equal(got, pfns, n * sizeof(*pfns));
     for (size_t i = 0; i < n; i++)
         memcpy(p->replica + got[i] * PAGE_BYTES, pages + i * PAGE_BYTES, PAGE_BYTES);
+    for (size_t i = 0; i < other; i++)
+        memcpy(p->replica + others[i] * PAGE_BYTES, p->guest + others[i] * PAGE_BYTES, PAGE_BYTES);
     assert_memory_equal(p->replica, p->guest, GUEST * PAGE_BYTES);
 }
 
@@ -156,6 +167,19 @@ static void test_r4_replica_equals_guest(void **state)
             run_epochs(&p, 60);
             pair_free(&p);
         }
+}
+
+/* R4: a page that came some other way is no reference, neither its copy nor its fingerprints. */
+static void test_r4_pages_that_came_otherwise(void **state)
+{
+    (void)state;
+    for (uint64_t cache = 1; cache <= GUEST; cache *= 24) {
+        struct pair p = pair_new(PAGE_CODEC_LZ4, cache);
+
+        p.otherwise = 4;
+        run_epochs(&p, 60);
+        pair_free(&p);
+    }
 }
 
 /*
@@ -404,6 +428,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_r4_replica_equals_guest),
+        cmocka_unit_test(test_r4_pages_that_came_otherwise),
         cmocka_unit_test(test_r4_pages_that_left_the_cache),
         cmocka_unit_test(test_r4_lost_block_is_noticed),
         cmocka_unit_test(test_r10_damaged_blocks),

@@ -57,7 +57,7 @@ static void header_as_drawn(void **state)
 
 static uint32_t maximum(unsigned type)
 {
-    bool large = type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK ||
+    bool large = type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK || type == PROTO_BLOCKS ||
                  type == PROTO_MACHINE;
 
     return large ? 2 * 1024 * 1024 : 1024;

@@ -691,6 +691,25 @@ static void r10_records_that_no_primary_sends(void **state)
     }
 }
 
+/* What test-disk.c checks against images, and what needs none. */
+static void r10_blocks_of_no_disk(void **state)
+{
+    uint8_t body[PROTO_BLOCK_LEN] = {0};
+
+    (void)state;
+    for (uint64_t epoch = 0; epoch <= 2; epoch += 2) {
+        struct rig *g = rig_new(PAGE_CODEC_LZ4);
+        struct error err = {""};
+
+        assert_int_equal(receiver_record(g->rx, &(struct record){PROTO_BLOCKS, epoch, body, sizeof(body)}, &err),
+                         RECEIVER_ERROR);
+        assert_non_null(strstr(err.text, "without disks"));
+        assert_untouched(g);
+        assert_recovers(g);
+        rig_free(g);
+    }
+}
+
 /* Whatever one octet does, the replica gets the right checkpoint or none. */
 static void r4_any_octet_corrupted(void **state)
 {
@@ -747,6 +766,7 @@ int main(void)
         cmocka_unit_test(r9_stage_is_bounded),
         cmocka_unit_test(r9_blobs_are_bounded),
         cmocka_unit_test(r10_records_that_no_primary_sends),
+        cmocka_unit_test(r10_blocks_of_no_disk),
         cmocka_unit_test(r4_any_octet_corrupted),
     };
 
