@@ -120,7 +120,7 @@ class Host:
 
     def write_config(self, listen, **vm):
         keys = {"platform": "fake", "memory": 16, "interval": 10, "fake-rate": 2000, "fake-frames": 400,
-                "tap": "unix:" + self.sink.path, "mac": "52:54:00:00:00:01", "timeout": 500}
+                "tap": "unix:" + self.sink.path, "mac": "52:54:00:00:00:01", "timeout": 2000}
         keys.update({k.replace("_", "-"): v for k, v in vm.items()})
         keys.update({k: keys[k] * SLOW for k in ("interval", "timeout")}, **{"fake-rate": keys["fake-rate"] // SLOW})
 
