@@ -133,7 +133,7 @@ def release_denied_by_the_arbiter_R7():
         told = released(pair)
         time.sleep(0.3)
         assert released(pair) == told, "went on alone without a grant"
-        assert "denied" in pair.primary.do("status")["last_error"]
+        wait_for("it says so", lambda: "denied" in pair.primary.do("status")["last_error"])  # so do attempts to connect
 
 
 @suite.test
