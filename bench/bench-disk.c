@@ -372,7 +372,7 @@ static int bench_guest(const char *dir, const char *fast, struct error *err)
         snprintf(sockets[i], sizeof(sockets[i]), "%.90s/%s.nbd", fast, modes[i]);
         snprintf(image, sizeof(image), "%s/%s.img", dir, modes[i]);
         make_image(image);
-        fprintf(f, "vm %s {\nplatform = fake\nmemory = 16\nfake-rate = 0\nfake-frames = 0\ndisks = {\"%s\"}\n}\n",
+        fprintf(f, "vm %s {\nplatform = fake\nmemory = 16\nfake-rate = 0\nfake-frames = 0\ntimeout = 60000\ndisks = {\"%s\"}\n}\n",
                 modes[i], image);
     }
     fclose(f);
@@ -512,7 +512,7 @@ static int bench_reads(const char *dir, const char *fast, struct error *err)
                 fatal(images[0]);
             close(fd);
         }
-        fprintf(f, "vm %s {\nplatform = fake\nmemory = 16\nfake-rate = 0\nfake-frames = 0\ncompression = lz4\n"
+        fprintf(f, "vm %s {\nplatform = fake\nmemory = 16\nfake-rate = 0\nfake-frames = 0\ntimeout = 60000\ncompression = lz4\n"
                 "disk-reads = %d\ndisks = {\"%s\"}\n}\n", trackings[i], 4 * i, images[0]);
     }
     fclose(f);

@@ -225,9 +225,9 @@ int bench_epoch(int argc, char **argv)
         }
     }
     rc |= bench_copy();
-    rc |= bench_vm("pause", "platform = fake\nmemory = 256\nfake-rate = 41000\nfake-frames = 0");
-    rc |= bench_vm("idle", "platform = fake\nmemory = 256\nfake-rate = 0\nfake-frames = 0");
-    rc |= bench_vm("idle", "platform = fake\nmemory = 8192\nfake-rate = 0\nfake-frames = 0");
+    rc |= bench_vm("pause", "platform = fake\nmemory = 256\nfake-rate = 41000\nfake-frames = 0\ntimeout = 60000");
+    rc |= bench_vm("idle", "platform = fake\nmemory = 256\nfake-rate = 0\nfake-frames = 0\ntimeout = 60000");
+    rc |= bench_vm("idle", "platform = fake\nmemory = 8192\nfake-rate = 0\nfake-frames = 0\ntimeout = 60000");
     if (!kernel || !guest)
         return rc;
     if (!mkdtemp(dir))
