@@ -414,11 +414,14 @@ static void test_activate(void **state)
 {
     struct net *n = *state;
     uint8_t f[2048];
+    ssize_t len;
 
     open_port(n);
     assert_int_equal(n->port->ops->activate(n->port, NULL, 0, &n->err), 0);
-    assert_int_equal(recv(n->client, f, sizeof(f), 0), 60);
-    assert_int_equal(get_be16(f + 12), ETHERTYPE_RARP_);
+    do /* the kernel speaks on its interfaces, too */
+        len = recv(n->client, f, sizeof(f), 0);
+    while (len >= 14 && get_be16(f + 12) != ETHERTYPE_RARP_);
+    assert_int_equal(len, 60);
     assert_int_equal(f[11], 9);
 }
 
