@@ -17,12 +17,9 @@
 #include <net/if.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -55,23 +52,15 @@ struct batch {
 };
 
 struct frames_port {
-    struct port port;
-    pthread_t thread;
-    atomic_bool stop;
-    int wake;   /* eventfd */
+    struct gate_port g;
     int rx, tx; /* from the guest, to the guest */
     int tap;    /* -1: no network */
     bool tap_is_socket;
     bool guest_is_tap; /* rx and tx are the same tap */
     struct sockaddr_un guest_address, port_address, tap_address;
-    struct net_address fallback; /* announced when no address is known; all zero: nothing is */
-    bool has_services;
     char warning[160];
 
-    pthread_mutex_t lock; /* gate, up, takeover */
-    struct gate *gate;
-    struct takeover takeover;
-    struct batch up; /* read from the guest; always emptied into the gate at once */
+    struct batch up; /* under g.lock: read from the guest; always emptied into the gate at once */
 
     struct batch down; /* read from the tap, not yet taken by the guest */
     uint64_t retry_at; /* the tap did not take a frame: 0, or when to try again at the latest */
@@ -83,15 +72,6 @@ struct frames_port {
 static struct frames_port *of(struct port *p)
 {
     return (struct frames_port *)p;
-}
-
-static void wake(struct frames_port *f)
-{
-    uint64_t one = 1;
-
-    /* Fails only when the counter is at its maximum: then the thread will wake anyway. */
-    if (write(f->wake, &one, sizeof(one)) < 0)
-        return;
 }
 
 static int batch_init(struct batch *b)
@@ -119,7 +99,7 @@ static int read_guest_tap(struct frames_port *f, unsigned max)
 /* Guest to gate.  Returns how many frames it read; with the lock held. */
 static unsigned read_guest(struct frames_port *f)
 {
-    size_t room = gate_room(f->gate);
+    size_t room = gate_room(f->g.gate);
     unsigned max = room < BATCH ? (unsigned)room : BATCH;
     uint64_t now;
     int n;
@@ -133,7 +113,7 @@ static unsigned read_guest(struct frames_port *f)
                         : recvmmsg(f->rx, f->up.msg, max, MSG_DONTWAIT, NULL);
     now = clock_ns();
     for (int i = 0; i < n; i++)
-        gate_send(f->gate, f->up.frame[i], f->up.msg[i].msg_len, now);
+        gate_send(f->g.gate, f->up.frame[i], f->up.msg[i].msg_len, now);
     return n > 0 ? (unsigned)n : 0;
 }
 
@@ -201,9 +181,9 @@ static bool is_reset(struct frames_port *f, enum reset_side from, const struct i
     struct reset_frame answer;
     bool taken;
 
-    pthread_mutex_lock(&f->lock);
-    taken = f->takeover.reset && reset_take(f->takeover.reset, from, frame->iov_base, frame->iov_len, &answer);
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_lock(&f->g.lock);
+    taken = f->g.takeover.reset && reset_take(f->g.takeover.reset, from, frame->iov_base, frame->iov_len, &answer);
+    pthread_mutex_unlock(&f->g.lock);
     if (taken && answer.len)
         send_reset(f, &answer);
     return taken;
@@ -215,12 +195,12 @@ static uint64_t poke(struct frames_port *f)
     struct reset_frame frame;
     uint64_t now = clock_ns();
     struct reset *r;
-    SCOPED_LOCK(&f->lock);
+    SCOPED_LOCK(&f->g.lock);
 
-    r = f->takeover.reset;
+    r = f->g.takeover.reset;
     while (r && !f->retry_at && reset_poke(r, now, &frame) && send_reset(f, &frame))
         reset_poked(r);
-    return takeover_reset_due(&f->takeover, now);
+    return takeover_reset_due(&f->g.takeover, now);
 }
 
 /* Returns true while there may be more to write at once. */
@@ -230,27 +210,27 @@ static bool write_released(struct frames_port *f)
     unsigned n, sent;
     bool resetting;
 
-    pthread_mutex_lock(&f->lock);
-    resetting = f->takeover.reset != NULL;
-    n = gate_peek(f->gate, v, resetting ? 1 : BATCH);
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_lock(&f->g.lock);
+    resetting = f->g.takeover.reset != NULL;
+    n = gate_peek(f->g.gate, v, resetting ? 1 : BATCH);
+    pthread_mutex_unlock(&f->g.lock);
     if (n == 0)
         return false;
     sent = resetting && is_reset(f, RESET_GUEST, v) ? 1 : write_network(f, v, n);
     if (sent < n && network_refused(f))
         sent++;
-    pthread_mutex_lock(&f->lock);
-    gate_pop(f->gate, sent, clock_ns());
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_lock(&f->g.lock);
+    gate_pop(f->g.gate, sent, clock_ns());
+    pthread_mutex_unlock(&f->g.lock);
     return f->retry_at == 0;
 }
 
 /* Returns when the next announcement is due. */
 static uint64_t announce(struct frames_port *f)
 {
-    struct announcer *a = &f->takeover.announcer;
+    struct announcer *a = &f->g.takeover.announcer;
     struct iovec v;
-    SCOPED_LOCK(&f->lock);
+    SCOPED_LOCK(&f->g.lock);
 
     while (!f->retry_at && announcer_next(a, clock_ns(), &v)) {
         if (write_network(f, &v, 1) == 0 && !network_refused(f))
@@ -263,12 +243,12 @@ static uint64_t announce(struct frames_port *f)
 /* The gate sees what comes for the guest, in `down`, before the guest can answer it. */
 static void read_clients(struct frames_port *f)
 {
-    if (f->down.count == 0 || !gate_reads_clients(f->gate))
+    if (f->down.count == 0 || !gate_reads_clients(f->g.gate))
         return;
-    pthread_mutex_lock(&f->lock);
+    pthread_mutex_lock(&f->g.lock);
     for (unsigned i = 0; i < f->down.count; i++)
-        gate_receive(f->gate, f->down.frame[i], f->down.iov[i].iov_len);
-    pthread_mutex_unlock(&f->lock);
+        gate_receive(f->g.gate, f->down.frame[i], f->down.iov[i].iov_len);
+    pthread_mutex_unlock(&f->g.lock);
 }
 
 /* Tap to `down`. */
@@ -330,10 +310,10 @@ static void wait_for_work(struct frames_port *f, struct pollfd fds[FDS], bool mo
     struct timespec ts, *timeout = &ts;
     uint64_t now = clock_ns(), wait, counter;
 
-    pthread_mutex_lock(&f->lock);
-    room = gate_room(f->gate) > 0;
-    pthread_mutex_unlock(&f->lock);
-    fds[WAKE] = (struct pollfd){.fd = f->wake, .events = POLLIN};
+    pthread_mutex_lock(&f->g.lock);
+    room = gate_room(f->g.gate) > 0;
+    pthread_mutex_unlock(&f->g.lock);
+    fds[WAKE] = (struct pollfd){.fd = f->g.wake, .events = POLLIN};
     fds[RX] = (struct pollfd){.fd = room ? f->rx : -1, .events = POLLIN};
     fds[TAP] =
         (struct pollfd){.fd = f->tap_gone ? -1 : f->tap,
@@ -351,7 +331,7 @@ static void wait_for_work(struct frames_port *f, struct pollfd fds[FDS], bool mo
     if (ppoll(fds, FDS, timeout, NULL) < 0)
         for (unsigned i = 0; i < FDS; i++)
             fds[i].revents = 0;
-    if (fds[WAKE].revents && read(f->wake, &counter, sizeof(counter)) < 0)
+    if (fds[WAKE].revents && read(f->g.wake, &counter, sizeof(counter)) < 0)
         fds[WAKE].revents = 0;
     if (fds[TAP].revents & POLLERR && !f->tap_is_socket)
         f->tap_gone = true;
@@ -368,15 +348,15 @@ static void *frames_thread(void *arg)
     uint64_t due = TIME_NEVER, poke_due;
     bool more = true;
 
-    while (!f->stop) {
+    while (!f->g.stop) {
         wait_for_work(f, fds, more, due);
         due = announce(f);
         poke_due = poke(f);
         due = poke_due < due ? poke_due : due;
         if (fds[RX].revents) {
-            pthread_mutex_lock(&f->lock);
+            pthread_mutex_lock(&f->g.lock);
             read_guest(f);
-            pthread_mutex_unlock(&f->lock);
+            pthread_mutex_unlock(&f->g.lock);
         }
         more = f->retry_at == 0 && write_released(f);
         if (fds[TAP].revents & POLLIN)
@@ -389,7 +369,7 @@ static void *frames_thread(void *arg)
 static int frames_barrier(struct port *p, uint64_t epoch, struct buffer *net_state)
 {
     struct frames_port *f = of(p);
-    SCOPED_LOCK(&f->lock);
+    SCOPED_LOCK(&f->g.lock);
 
     /*
      * The guest stands still, so this ends when its socket is empty.  With a full gate the rest
@@ -397,63 +377,17 @@ static int frames_barrier(struct port *p, uint64_t epoch, struct buffer *net_sta
      */
     while (read_guest(f) > 0)
         ;
-    return gate_barrier(f->gate, epoch, net_state);
-}
-
-static void frames_release(struct port *p, uint64_t epoch)
-{
-    struct frames_port *f = of(p);
-
-    pthread_mutex_lock(&f->lock);
-    gate_release(f->gate, epoch);
-    pthread_mutex_unlock(&f->lock);
-    wake(f);
-}
-
-static void frames_hold(struct port *p)
-{
-    struct frames_port *f = of(p);
-    SCOPED_LOCK(&f->lock);
-
-    gate_hold(f->gate);
-}
-
-static void frames_pass(struct port *p)
-{
-    struct frames_port *f = of(p);
-
-    pthread_mutex_lock(&f->lock);
-    gate_pass(f->gate);
-    pthread_mutex_unlock(&f->lock);
-    wake(f);
-}
-
-static int frames_activate(struct port *p, const uint8_t *net_state, size_t len, struct error *err)
-{
-    struct frames_port *f = of(p);
-    int rc;
-
-    pthread_mutex_lock(&f->lock);
-    /* Before the gate opens: the guest may have sent something already. */
-    rc = takeover_begin(&f->takeover, f->gate, &f->fallback, net_state, len, err);
-    if (rc == 0)
-        gate_pass(f->gate);
-    pthread_mutex_unlock(&f->lock);
-    wake(f);
-    return rc;
+    return gate_barrier(f->g.gate, epoch, net_state);
 }
 
 static void frames_stats(struct port *p, struct port_stats *stats)
 {
     struct frames_port *f = of(p);
 
-    pthread_mutex_lock(&f->lock);
-    port_gate_stats(f->gate, stats);
-    pthread_mutex_unlock(&f->lock);
+    gate_port_stats(&f->g, stats);
     stats->frames_in = f->in;
     stats->dropped_in = f->dropped_in;
     stats->refused += f->tap_refused;
-    stats->has_flows = f->has_services;
 }
 
 static void frames_free(struct frames_port *f)
@@ -466,13 +400,9 @@ static void frames_free(struct frames_port *f)
         close(f->tx);
     if (f->tap >= 0)
         close(f->tap);
-    if (f->wake >= 0)
-        close(f->wake);
-    gate_free(f->gate);
-    reset_free(f->takeover.reset);
     free(f->up.frame);
     free(f->down.frame);
-    pthread_mutex_destroy(&f->lock);
+    gate_port_fini(&f->g);
     free(f);
 }
 
@@ -480,19 +410,17 @@ static void frames_close(struct port *p)
 {
     struct frames_port *f = of(p);
 
-    f->stop = true;
-    wake(f);
-    pthread_join(f->thread, NULL);
+    gate_port_stop(&f->g);
     frames_free(f);
 }
 
 static const struct port_ops frames_ops = {
     .name = "frames",
     .barrier = frames_barrier,
-    .release = frames_release,
-    .hold = frames_hold,
-    .pass = frames_pass,
-    .activate = frames_activate,
+    .release = gate_port_release,
+    .hold = gate_port_hold,
+    .pass = gate_port_pass,
+    .activate = gate_port_activate,
     .stats = frames_stats,
     .close = frames_close,
 };
@@ -682,49 +610,23 @@ const char *frames_port_warning(const struct port *p)
     return f->warning[0] ? f->warning : NULL;
 }
 
-static int start_thread(struct frames_port *f, struct error *err)
-{
-    sigset_t all, old;
-    int rc;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    rc = pthread_create(&f->thread, NULL, frames_thread, f);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (rc)
-        return error_set(err, "thread of the frames port: %s", strerror(rc));
-    pthread_setname_np(f->thread, "frames");
-    return 0;
-}
-
 int frames_port_open(struct port **out, const struct frames_port_config *cfg, struct error *err)
 {
     struct frames_port *f = calloc(1, sizeof(*f));
 
     if (!f)
         return error_set(err, "frames port: %s", strerror(ENOMEM));
-    f->port.ops = &frames_ops;
-    f->wake = f->rx = f->tx = f->tap = -1;
-    pthread_mutex_init(&f->lock, NULL);
+    gate_port_init(&f->g, &frames_ops);
+    f->rx = f->tx = f->tap = -1;
     check_qlen(f);
-
-    f->has_services = cfg->services && *cfg->services;
-    f->gate = port_gate_new(cfg->queue_bytes, cfg->services, cfg->open_active, err);
-    if (!f->gate)
-        goto fail;
     if (batch_init(&f->up) < 0 || batch_init(&f->down) < 0) {
         error_set(err, "frames port: %s", strerror(ENOMEM));
         goto fail;
     }
-    f->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (f->wake < 0) {
-        error_set(err, "frames port: eventfd: %s", strerror(errno));
+    if (gate_port_open(&f->g, cfg->mac, cfg->queue_bytes, cfg->services, cfg->open_active, err) < 0 ||
+        open_tap(f, cfg->tap, err) < 0 || open_guest(f, cfg, err) < 0 || gate_port_start(&f->g, frames_thread, err) < 0)
         goto fail;
-    }
-    if (port_station(cfg->mac, &f->fallback, err) < 0 || open_tap(f, cfg->tap, err) < 0 ||
-        open_guest(f, cfg, err) < 0 || start_thread(f, err) < 0)
-        goto fail;
-    *out = &f->port;
+    *out = &f->g.port;
     return 0;
 fail:
     frames_free(f);

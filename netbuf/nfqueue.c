@@ -25,14 +25,11 @@
 #include <linux/netlink.h>
 #include <poll.h>
 #include <pthread.h>
-#include <signal.h>
 #include <spawn.h>
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -66,19 +63,12 @@ struct queue {
 };
 
 struct nfqueue_port {
-    struct port port;
-    pthread_t thread;
-    atomic_bool stop;
-    int wake;
+    struct gate_port g;
     int raw, raw4, raw6; /* to send with: a bridge's frames, a router's packets */
     int bridge;          /* its index, 0: the packets are routed */
-    bool has_services;
-    struct net_address fallback;
 
-    pthread_mutex_t lock;
+    /* under g.lock */
     struct queue from_guest, to_guest;
-    struct gate *gate;
-    struct takeover takeover;
     int vif; /* index of the guest's interface, 0: not seen yet */
     uint8_t (*rx)[RX_MAX];
     uint64_t in, refused;
@@ -94,14 +84,6 @@ struct packet_in {
 static struct nfqueue_port *of(struct port *p)
 {
     return (struct nfqueue_port *)p;
-}
-
-static void wake(struct nfqueue_port *f)
-{
-    uint64_t one = 1;
-
-    if (write(f->wake, &one, sizeof(one)) < 0)
-        return;
 }
 
 /* --- netlink --- */
@@ -361,7 +343,7 @@ static bool is_reset(struct nfqueue_port *f, enum reset_side from, const uint8_t
 {
     struct reset_frame answer;
 
-    if (!f->takeover.reset || !reset_take(f->takeover.reset, from, frame, len, &answer))
+    if (!f->g.takeover.reset || !reset_take(f->g.takeover.reset, from, frame, len, &answer))
         return false;
     send_reset(f, &answer);
     return true;
@@ -374,7 +356,7 @@ static void take_from_guest(struct nfqueue_port *f, const struct packet_in *p)
     if (p->frame && p->len + 4 <= GATE_FRAME_MAX) {
         f->vif = p->indev;
         put_be32(p->frame + p->len, p->id);
-        verdict = gate_send(f->gate, p->frame, p->len + 4, clock_ns());
+        verdict = gate_send(f->g.gate, p->frame, p->len + 4, clock_ns());
     }
     if (verdict == GATE_REFUSED || verdict == GATE_FULL) {
         f->refused++;
@@ -386,8 +368,8 @@ static void take_to_guest(struct nfqueue_port *f, const struct packet_in *p)
 {
     bool drop = p->frame && is_reset(f, RESET_CLIENT, p->frame, p->len);
 
-    if (p->frame && !drop && gate_reads_clients(f->gate))
-        gate_receive(f->gate, p->frame, p->len);
+    if (p->frame && !drop && gate_reads_clients(f->g.gate))
+        gate_receive(f->g.gate, p->frame, p->len);
     f->in += !drop;
     add_verdict(&f->to_guest, NFQNL_MSG_VERDICT, drop ? NF_DROP : NF_ACCEPT, p->id);
 }
@@ -416,7 +398,7 @@ static unsigned read_queue(struct nfqueue_port *f, struct queue *q, size_t room,
 
 static unsigned read_guest(struct nfqueue_port *f)
 {
-    return read_queue(f, &f->from_guest, gate_room(f->gate), take_from_guest);
+    return read_queue(f, &f->from_guest, gate_room(f->g.gate), take_from_guest);
 }
 
 /* A batch accepts what waits before it too: nothing does, or it is released. */
@@ -425,8 +407,8 @@ static void accept_released(struct nfqueue_port *f)
     struct iovec v[BATCH];
     unsigned n;
 
-    while ((n = gate_peek(f->gate, v, f->takeover.reset ? 1 : BATCH)) > 0) {
-        bool one_by_one = f->takeover.reset || gate_peeked_passing(f->gate);
+    while ((n = gate_peek(f->g.gate, v, f->g.takeover.reset ? 1 : BATCH)) > 0) {
+        bool one_by_one = f->g.takeover.reset || gate_peeked_passing(f->g.gate);
 
         for (unsigned i = one_by_one ? 0 : n - 1; i < n; i++) {
             const uint8_t *frame = v[i].iov_base;
@@ -437,7 +419,7 @@ static void accept_released(struct nfqueue_port *f)
                         drop ? NF_DROP : NF_ACCEPT, get_be32(frame + len));
         }
         flush_verdicts(&f->from_guest);
-        gate_pop(f->gate, n, clock_ns());
+        gate_pop(f->g.gate, n, clock_ns());
     }
 }
 
@@ -448,29 +430,29 @@ static uint64_t work_of_takeover(struct nfqueue_port *f)
     struct reset_frame frame;
     struct iovec v;
 
-    while (announcer_next(&f->takeover.announcer, now, &v)) {
+    while (announcer_next(&f->g.takeover.announcer, now, &v)) {
         send_raw(f, f->bridge, v.iov_base, v.iov_len);
-        announcer_sent(&f->takeover.announcer);
+        announcer_sent(&f->g.takeover.announcer);
     }
-    while (f->takeover.reset && reset_poke(f->takeover.reset, now, &frame)) {
+    while (f->g.takeover.reset && reset_poke(f->g.takeover.reset, now, &frame)) {
         send_reset(f, &frame);
-        reset_poked(f->takeover.reset);
+        reset_poked(f->g.takeover.reset);
     }
-    announce = announcer_due(&f->takeover.announcer);
-    poke = takeover_reset_due(&f->takeover, now);
+    announce = announcer_due(&f->g.takeover.announcer);
+    poke = takeover_reset_due(&f->g.takeover, now);
     return announce < poke ? announce : poke;
 }
 
 static void wait_for_work(struct nfqueue_port *f, bool room, uint64_t due)
 {
-    struct pollfd fds[] = {{f->wake, POLLIN, 0},
+    struct pollfd fds[] = {{f->g.wake, POLLIN, 0},
                            {room ? f->from_guest.fd : -1, POLLIN, 0},
                            {f->to_guest.fd, POLLIN, 0}};
     uint64_t now = clock_ns(), wait = due > now ? due - now : 0, counter;
     struct timespec ts = {(time_t)(wait / NS_PER_S), (long)(wait % NS_PER_S)};
 
     if (ppoll(fds, 3, due == TIME_NEVER ? NULL : &ts, NULL) > 0 && fds[0].revents &&
-        read(f->wake, &counter, sizeof(counter)) < 0)
+        read(f->g.wake, &counter, sizeof(counter)) < 0)
         return;
 }
 
@@ -480,15 +462,15 @@ static void *nfqueue_thread(void *arg)
     uint64_t due = TIME_NEVER;
     bool room = true;
 
-    while (!f->stop) {
+    while (!f->g.stop) {
         wait_for_work(f, room, due);
-        pthread_mutex_lock(&f->lock);
+        pthread_mutex_lock(&f->g.lock);
         read_guest(f);
         accept_released(f);
         read_queue(f, &f->to_guest, BATCH, take_to_guest);
         due = work_of_takeover(f);
-        room = gate_room(f->gate) > 0;
-        pthread_mutex_unlock(&f->lock);
+        room = gate_room(f->g.gate) > 0;
+        pthread_mutex_unlock(&f->g.lock);
     }
     return NULL;
 }
@@ -498,54 +480,12 @@ static void *nfqueue_thread(void *arg)
 static int nfqueue_barrier(struct port *p, uint64_t epoch, struct buffer *net_state)
 {
     struct nfqueue_port *f = of(p);
-    SCOPED_LOCK(&f->lock);
+    SCOPED_LOCK(&f->g.lock);
 
     /* What is still on its way through the kernel belongs to a later epoch: held longer, never shorter. */
     for (unsigned i = 0; i < BARRIER_ROUNDS && read_guest(f) > 0; i++)
         ;
-    return gate_barrier(f->gate, epoch, net_state);
-}
-
-static void nfqueue_release(struct port *p, uint64_t epoch)
-{
-    struct nfqueue_port *f = of(p);
-
-    pthread_mutex_lock(&f->lock);
-    gate_release(f->gate, epoch);
-    pthread_mutex_unlock(&f->lock);
-    wake(f);
-}
-
-static void nfqueue_hold(struct port *p)
-{
-    struct nfqueue_port *f = of(p);
-    SCOPED_LOCK(&f->lock);
-
-    gate_hold(f->gate);
-}
-
-static void nfqueue_pass(struct port *p)
-{
-    struct nfqueue_port *f = of(p);
-
-    pthread_mutex_lock(&f->lock);
-    gate_pass(f->gate);
-    pthread_mutex_unlock(&f->lock);
-    wake(f);
-}
-
-static int nfqueue_activate(struct port *p, const uint8_t *net_state, size_t len, struct error *err)
-{
-    struct nfqueue_port *f = of(p);
-    int rc;
-
-    pthread_mutex_lock(&f->lock);
-    rc = takeover_begin(&f->takeover, f->gate, &f->fallback, net_state, len, err);
-    if (rc == 0)
-        gate_pass(f->gate);
-    pthread_mutex_unlock(&f->lock);
-    wake(f);
-    return rc;
+    return gate_barrier(f->g.gate, epoch, net_state);
 }
 
 /* What the kernel found no room for, in the queue or in the socket. */
@@ -567,26 +507,23 @@ static void nfqueue_stats(struct port *p, struct port_stats *stats)
 {
     struct nfqueue_port *f = of(p);
 
-    pthread_mutex_lock(&f->lock);
-    port_gate_stats(f->gate, stats);
+    gate_port_stats(&f->g, stats);
+    pthread_mutex_lock(&f->g.lock);
     stats->frames_in = f->in;
     stats->refused = f->refused;
-    pthread_mutex_unlock(&f->lock);
+    pthread_mutex_unlock(&f->g.lock);
     stats->dropped_out = kernel_dropped(f);
-    stats->has_flows = f->has_services;
 }
 
 static void nfqueue_free(struct nfqueue_port *f)
 {
-    int fds[] = {f->from_guest.fd, f->to_guest.fd, f->wake, f->raw, f->raw4, f->raw6};
+    int fds[] = {f->from_guest.fd, f->to_guest.fd, f->raw, f->raw4, f->raw6};
 
     for (unsigned i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
         if (fds[i] >= 0)
             close(fds[i]);
-    gate_free(f->gate);
-    reset_free(f->takeover.reset);
     free(f->rx);
-    pthread_mutex_destroy(&f->lock);
+    gate_port_fini(&f->g);
     free(f);
 }
 
@@ -594,19 +531,17 @@ static void nfqueue_close(struct port *p)
 {
     struct nfqueue_port *f = of(p);
 
-    f->stop = true;
-    wake(f);
-    pthread_join(f->thread, NULL);
+    gate_port_stop(&f->g);
     nfqueue_free(f);
 }
 
 static const struct port_ops nfqueue_ops = {
     .name = "nfqueue",
     .barrier = nfqueue_barrier,
-    .release = nfqueue_release,
-    .hold = nfqueue_hold,
-    .pass = nfqueue_pass,
-    .activate = nfqueue_activate,
+    .release = gate_port_release,
+    .hold = gate_port_hold,
+    .pass = gate_port_pass,
+    .activate = gate_port_activate,
     .stats = nfqueue_stats,
     .close = nfqueue_close,
 };
@@ -651,44 +586,26 @@ static int open_senders(struct nfqueue_port *f, const char *bridge, struct error
     return 0;
 }
 
-static int start_thread(struct nfqueue_port *f, struct error *err)
-{
-    sigset_t all, old;
-    int rc;
-
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    rc = pthread_create(&f->thread, NULL, nfqueue_thread, f);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    if (rc)
-        return error_set(err, "thread of the nfqueue port: %s", strerror(rc));
-    pthread_setname_np(f->thread, "nfqueue");
-    return 0;
-}
-
 int nfqueue_port_open(struct port **out, const struct nfqueue_port_config *cfg, struct error *err)
 {
     struct nfqueue_port *f = calloc(1, sizeof(*f));
 
     if (!f)
         return error_set(err, "nfqueue port: %s", strerror(ENOMEM));
-    f->port.ops = &nfqueue_ops;
-    f->wake = f->raw = f->raw4 = f->raw6 = f->from_guest.fd = f->to_guest.fd = -1;
-    pthread_mutex_init(&f->lock, NULL);
-    f->has_services = cfg->services && *cfg->services;
+    gate_port_init(&f->g, &nfqueue_ops);
+    f->raw = f->raw4 = f->raw6 = f->from_guest.fd = f->to_guest.fd = -1;
     f->rx = malloc(BATCH * sizeof(*f->rx));
-    f->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (!f->rx || f->wake < 0) {
-        error_set(err, "nfqueue port: %s", strerror(f->rx ? errno : ENOMEM));
+    if (!f->rx) {
+        error_set(err, "nfqueue port: %s", strerror(ENOMEM));
         goto fail;
     }
-    f->gate = port_gate_new(cfg->queue_bytes, cfg->services, cfg->open_active, err);
-    if (!f->gate || port_station(cfg->mac, &f->fallback, err) < 0 || open_senders(f, cfg->bridge, err) < 0 ||
+    if (gate_port_open(&f->g, cfg->mac, cfg->queue_bytes, cfg->services, cfg->open_active, err) < 0 ||
+        open_senders(f, cfg->bridge, err) < 0 ||
         open_queue(&f->from_guest, cfg->queue, cfg->queue_bytes, err) < 0 ||
         open_queue(&f->to_guest, cfg->queue + 1u, cfg->queue_bytes, err) < 0 ||
-        make_rules(cfg, f->bridge != 0, err) < 0 || start_thread(f, err) < 0)
+        make_rules(cfg, f->bridge != 0, err) < 0 || gate_port_start(&f->g, nfqueue_thread, err) < 0)
         goto fail;
-    *out = &f->port;
+    *out = &f->g.port;
     return 0;
 fail:
     nfqueue_free(f);

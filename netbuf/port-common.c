@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
+#include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/config.h"
 #include "port-common.h"
@@ -30,7 +34,7 @@ static int add_services(struct gate *g, const char *services, struct error *err)
                                services, CONFIG_SERVICES_MAX);
 }
 
-struct gate *port_gate_new(size_t queue_bytes, const char *services, bool open_active, struct error *err)
+static struct gate *new_gate(size_t queue_bytes, const char *services, bool open_active, struct error *err)
 {
     bool has_services = services && *services;
     struct gate *g = gate_new(queue_bytes, has_services ? NET_FLOWS_MAX : 0);
@@ -49,28 +53,7 @@ struct gate *port_gate_new(size_t queue_bytes, const char *services, bool open_a
     return g;
 }
 
-void port_gate_stats(const struct gate *gate, struct port_stats *stats)
-{
-    struct gate_stats g;
-
-    gate_stats(gate, clock_ns(), &g);
-    *stats = (struct port_stats){
-        .held_frames = g.held_frames,
-        .held_bytes = g.held_bytes,
-        .held_frames_max = g.held_frames_max,
-        .frames_out = g.out_frames,
-        .bytes_out = g.out_bytes,
-        .refused = g.refused,
-        .full_ns = g.full_ns,
-        .hold_p50_ns = g.hold_p50_ns,
-        .hold_p99_ns = g.hold_p99_ns,
-        .unprotected = g.unprotected,
-        .flows = g.flows,
-    };
-    memcpy(stats->by, g.by, sizeof(stats->by));
-}
-
-int port_station(const char *mac, struct net_address *a, struct error *err)
+static int station(const char *mac, struct net_address *a, struct error *err)
 {
     unsigned v[6];
     char end;
@@ -88,7 +71,7 @@ int port_station(const char *mac, struct net_address *a, struct error *err)
     return 0;
 }
 
-int takeover_begin(struct takeover *t, struct gate *g, const struct net_address *fallback,
+static int takeover_begin(struct takeover *t, struct gate *g, const struct net_address *fallback,
                    const uint8_t *net_state, size_t len, struct error *err)
 {
     static const struct net_address none;
@@ -106,6 +89,138 @@ int takeover_begin(struct takeover *t, struct gate *g, const struct net_address 
     reset_free(t->reset);
     t->reset = reset;
     return 0;
+}
+
+static struct gate_port *of(struct port *p)
+{
+    return (struct gate_port *)p;
+}
+
+static void wake(struct gate_port *g)
+{
+    uint64_t one = 1;
+
+    /* Fails only when the counter is at its maximum: then the thread will wake anyway. */
+    if (write(g->wake, &one, sizeof(one)) < 0)
+        return;
+}
+
+void gate_port_init(struct gate_port *g, const struct port_ops *ops)
+{
+    g->port.ops = ops;
+    g->wake = -1;
+    pthread_mutex_init(&g->lock, NULL);
+}
+
+int gate_port_open(struct gate_port *g, const char *mac, size_t queue_bytes, const char *services,
+                   bool open_active, struct error *err)
+{
+    g->has_services = services && *services;
+    g->gate = new_gate(queue_bytes, services, open_active, err);
+    if (!g->gate)
+        return -1;
+    g->wake = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (g->wake < 0)
+        return error_set(err, "%s port: eventfd: %s", g->port.ops->name, strerror(errno));
+    return station(mac, &g->fallback, err);
+}
+
+int gate_port_start(struct gate_port *g, void *(*main)(void *), struct error *err)
+{
+    sigset_t all, old;
+    int rc;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = pthread_create(&g->thread, NULL, main, g);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (rc)
+        return error_set(err, "thread of the %s port: %s", g->port.ops->name, strerror(rc));
+    pthread_setname_np(g->thread, g->port.ops->name);
+    return 0;
+}
+
+void gate_port_stop(struct gate_port *g)
+{
+    g->stop = true;
+    wake(g);
+    pthread_join(g->thread, NULL);
+}
+
+void gate_port_fini(struct gate_port *g)
+{
+    if (g->wake >= 0)
+        close(g->wake);
+    gate_free(g->gate);
+    reset_free(g->takeover.reset);
+    pthread_mutex_destroy(&g->lock);
+}
+
+void gate_port_release(struct port *p, uint64_t epoch)
+{
+    struct gate_port *g = of(p);
+
+    pthread_mutex_lock(&g->lock);
+    gate_release(g->gate, epoch);
+    pthread_mutex_unlock(&g->lock);
+    wake(g);
+}
+
+void gate_port_hold(struct port *p)
+{
+    struct gate_port *g = of(p);
+    SCOPED_LOCK(&g->lock);
+
+    gate_hold(g->gate);
+}
+
+void gate_port_pass(struct port *p)
+{
+    struct gate_port *g = of(p);
+
+    pthread_mutex_lock(&g->lock);
+    gate_pass(g->gate);
+    pthread_mutex_unlock(&g->lock);
+    wake(g);
+}
+
+int gate_port_activate(struct port *p, const uint8_t *net_state, size_t len, struct error *err)
+{
+    struct gate_port *g = of(p);
+    int rc;
+
+    pthread_mutex_lock(&g->lock);
+    /* Before the gate opens: the guest may have sent something already. */
+    rc = takeover_begin(&g->takeover, g->gate, &g->fallback, net_state, len, err);
+    if (rc == 0)
+        gate_pass(g->gate);
+    pthread_mutex_unlock(&g->lock);
+    wake(g);
+    return rc;
+}
+
+void gate_port_stats(struct gate_port *port, struct port_stats *stats)
+{
+    struct gate_stats g;
+
+    pthread_mutex_lock(&port->lock);
+    gate_stats(port->gate, clock_ns(), &g);
+    pthread_mutex_unlock(&port->lock);
+    *stats = (struct port_stats){
+        .held_frames = g.held_frames,
+        .held_bytes = g.held_bytes,
+        .held_frames_max = g.held_frames_max,
+        .frames_out = g.out_frames,
+        .bytes_out = g.out_bytes,
+        .refused = g.refused,
+        .full_ns = g.full_ns,
+        .hold_p50_ns = g.hold_p50_ns,
+        .hold_p99_ns = g.hold_p99_ns,
+        .unprotected = g.unprotected,
+        .flows = g.flows,
+        .has_flows = port->has_services,
+    };
+    memcpy(stats->by, g.by, sizeof(stats->by));
 }
 
 uint64_t takeover_reset_due(struct takeover *t, uint64_t now)
