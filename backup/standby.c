@@ -76,30 +76,11 @@ struct receiver_checkpoint standby_held(const struct standby *s)
 
 int standby_open_port(struct standby *s, struct error *err)
 {
-    char guest[108], port[108];
-    struct frames_port_config cfg = {
-        .guest_path = guest,
-        .guest_bridge = s->cfg->guest_bridge,
-        .port_path = port,
-        .tap = s->cfg->tap,
-        .mac = s->cfg->mac,
-        .queue_bytes = s->cfg->net_queue_bytes,
-    };
-    struct nfqueue_port_config queue = {
-        .queue = (uint16_t)s->cfg->nfqueue,
-        .vif = s->cfg->vif,
-        .bridge = s->cfg->guest_bridge,
-        .mac = s->cfg->mac,
-        .queue_bytes = s->cfg->net_queue_bytes,
-    };
+    char guest[108] = "", port[108] = "";
 
-    if (*s->cfg->vif)
-        return nfqueue_port_open(&s->port, &queue, err);
-    if (!s->cfg->tap[0])
-        return (s->port = null_port_new()) ? 0 : error_set(err, "no memory");
-    if (vm_net_paths(s->cfg, guest, port) < 0)
+    if (*s->cfg->tap && vm_net_paths(s->cfg, guest, port) < 0)
         return error_set(err, "run-dir '%s' is too long for a socket's name", s->cfg->run_dir);
-    return frames_port_open(&s->port, &cfg, err);
+    return port_open(&s->port, s->cfg, guest, port, false, err);
 }
 
 /* --- records --- */

@@ -223,6 +223,39 @@ void gate_port_stats(struct gate_port *port, struct port_stats *stats)
     memcpy(stats->by, g.by, sizeof(stats->by));
 }
 
+int port_open(struct port **p, const struct vm_config *cfg, const char *guest_path, const char *port_path, bool primary,
+              struct error *err)
+{
+    const char *services = primary ? cfg->services : NULL;
+    bool open_active = primary && cfg->open_when == OPEN_ACTIVE;
+    struct frames_port_config frames = {
+        .guest_path = guest_path,
+        .guest_bridge = cfg->guest_bridge,
+        .port_path = port_path,
+        .tap = cfg->tap,
+        .mac = cfg->mac,
+        .queue_bytes = cfg->net_queue_bytes,
+        .services = services,
+        .open_active = open_active,
+    };
+    struct nfqueue_port_config queue = {
+        .queue = (uint16_t)cfg->nfqueue,
+        .vif = cfg->vif,
+        .bridge = cfg->guest_bridge,
+        .mac = cfg->mac,
+        .queue_bytes = cfg->net_queue_bytes,
+        .services = services,
+        .open_active = open_active,
+    };
+
+    if (*cfg->vif)
+        return nfqueue_port_open(p, &queue, err);
+    if (*cfg->tap)
+        return frames_port_open(p, &frames, err);
+    *p = null_port_new();
+    return *p ? 0 : error_set(err, "no memory");
+}
+
 uint64_t takeover_reset_due(struct takeover *t, uint64_t now)
 {
     uint64_t due = t->reset ? reset_due(t->reset, now) : TIME_NEVER;

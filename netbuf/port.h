@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "common/buffer.h"
+#include "common/config.h"
 #include "common/error.h"
 #include "flows.h"
 
@@ -124,6 +125,13 @@ struct nfqueue_port_config {
 
 /* Begins in hold. */
 int nfqueue_port_open(struct port **p, const struct nfqueue_port_config *cfg, struct error *err);
+
+/*
+ * The port that a VM's configuration asks for: nfqueue with `vif`, frames with `tap`, else null.  guest_path, port_path: as in
+ * struct frames_port_config.  primary: with its services; a backup's port only carries a takeover out.
+ */
+int port_open(struct port **p, const struct vm_config *cfg, const char *guest_path, const char *port_path, bool primary,
+              struct error *err);
 
 /* A port without a network: barrier and release do nothing. */
 struct port *null_port_new(void);

@@ -68,36 +68,11 @@ void protection_disown_disks(struct protection *p)
 
 static int open_port(struct protection *p, struct error *err)
 {
-    char guest[108], port[108];
-    struct frames_port_config cfg = {
-        .guest_path = guest,
-        .guest_bridge = p->cfg->guest_bridge,
-        .port_path = port,
-        .tap = p->cfg->tap,
-        .mac = p->cfg->mac,
-        .queue_bytes = p->cfg->net_queue_bytes,
-        .services = p->cfg->services,
-        .open_active = p->cfg->open_when == OPEN_ACTIVE,
-    };
-    struct nfqueue_port_config queue = {
-        .queue = (uint16_t)p->cfg->nfqueue,
-        .vif = p->cfg->vif,
-        .bridge = p->cfg->guest_bridge,
-        .mac = p->cfg->mac,
-        .queue_bytes = p->cfg->net_queue_bytes,
-        .services = p->cfg->services,
-        .open_active = p->cfg->open_when == OPEN_ACTIVE,
-    };
+    char guest[108] = "", port[108] = "";
 
-    if (*p->cfg->vif)
-        return nfqueue_port_open(&p->port, &queue, err);
-    if (!p->cfg->tap[0]) {
-        p->port = null_port_new();
-        return p->port ? 0 : error_set(err, "no memory");
-    }
-    if (vm_net_paths(p->cfg, guest, port) < 0)
+    if (*p->cfg->tap && vm_net_paths(p->cfg, guest, port) < 0)
         return error_set(err, "run-dir '%s' is too long for a socket's name", p->cfg->run_dir);
-    return frames_port_open(&p->port, &cfg, err);
+    return port_open(&p->port, p->cfg, guest, port, true, err);
 }
 
 /*

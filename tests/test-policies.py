@@ -52,6 +52,13 @@ def lose_backup(pair):
     pair.primary.wait_state("holding", "asking", "unprotected", "stopped")
 
 
+def lose_link(pair):
+    """Until pair.proxy.refuse is False again."""
+    pair.proxy.refuse = True
+    pair.proxy.cut()
+    pair.primary.wait_state("holding")
+
+
 def released(pair):
     return len(pair.primary.sink.frames)
 
@@ -106,9 +113,7 @@ def checkpoint_from_before_a_release_counts_no_more_R1_R7():
     with Pair(takeover="manual") as pair:
         pair.protect()
         pair.wait_epochs(10)
-        pair.proxy.refuse = True
-        pair.proxy.cut()
-        pair.primary.wait_state("holding")
+        lose_link(pair)
         pair.backup.wait_state("suspect")
         pair.primary.do("unprotect")
         pair.primary.wait_state("off")
@@ -278,9 +283,7 @@ def guest_that_ended_is_not_started_while_its_replica_waits_R7():
     with Pair(takeover="manual") as pair:
         pair.protect()
         pair.wait_epochs(10)
-        pair.proxy.refuse = True
-        pair.proxy.cut()
-        pair.primary.wait_state("holding")
+        lose_link(pair)
         pair.primary.kill_guest()
         pair.primary.wait_state("shut-down")
         pair.backup.wait_state("suspect")
