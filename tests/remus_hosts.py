@@ -46,6 +46,11 @@ def wait_for(what, condition, patience=PATIENCE):
         time.sleep(0.01)
 
 
+def say(line):
+    """A line of TAP in one write: several processes speak at a time, and print() may do it in two."""
+    os.write(1, (line + "\n").encode())
+
+
 @contextlib.contextmanager
 def slot():
     """Waits for a free one of SLOTS."""
@@ -465,7 +470,7 @@ class Suite:
     def main(self):
         wanted = sys.argv[1:]
         self.tests = [t for t in self.tests if not wanted or any(w in t[0] for w in wanted)]
-        print(f"1..{len(self.tests)}", flush=True)
+        say(f"1..{len(self.tests)}")
         global running  # the processes find it there
         running = self
         failed = 0
@@ -475,7 +480,7 @@ class Suite:
                 if wrong:
                     failed += 1
                     print(f"SEED={self.seed}\n{wrong[1]}", file=sys.stderr)
-                    print(f"not ok {number + 1} - {name}: {wrong[0]}", flush=True)
+                    say(f"not ok {number + 1} - {name}: {wrong[0]}")
                 else:
-                    print(f"ok {number + 1} - {name}", flush=True)
+                    say(f"ok {number + 1} - {name}")
         sys.exit(failed > 0)

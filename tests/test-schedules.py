@@ -6,7 +6,7 @@ import random
 import time
 from functools import partial
 
-from remus_hosts import Pair, Suite
+from remus_hosts import Pair, Suite, say
 
 disk = importlib.import_module("test-disk")
 suite = Suite()
@@ -54,7 +54,7 @@ def primary_daemon(pair):
 def run_events(pair):
     """True when the backup must hold a checkpoint in the end."""
     events = random.choices((cut, stall, unreachable, slow, backup_daemon, primary_daemon), k=6)
-    print("#", *(e.__name__ for e in events), flush=True)
+    say("# " + " ".join(e.__name__ for e in events))
     safe = True
     for event in events:
         time.sleep(random.choice((0, 0.02, 0.1)))
