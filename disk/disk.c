@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#define XXH_INLINE_ALL
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
@@ -8,11 +7,11 @@
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "common/bitmap.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "common/hash.h"
 #include "disk.h"
 #include "image.h"
 #include "server.h"
