@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import statistics
 import time
 
 from xenlab import LabError, say, wait_for
@@ -518,6 +519,123 @@ def devices(hosts):
     goes_on(hosts[0], 2)
 
 
+# --- beside xl remus ---
+
+TIMES = '/var/log/xen-times'
+WATCHED = f'env XEN_TIMES={TIMES} LD_PRELOAD=/lab/xen-times.so'
+PHASES = ('suspend_ms', 'copy_ms', 'resume_ms')
+
+
+def times(host):
+    """What tests/lab/xen-times.c has noted: (microseconds, event, number)."""
+    lines = [line.split() for line in host.run(f'cat {TIMES} 2>/dev/null || :').splitlines()]
+    return sorted((int(line[0]), line[1], int(line[2])) for line in lines)
+
+
+def checkpoints_of(events):
+    """Of each whole checkpoint: until the domain was seen suspended, until its resume was called, until that came back; and
+    what was mapped page by page meanwhile."""
+    found, at = [], {}
+    for when, what, n in events:
+        if what == 'scanned' and found:
+            found[-1].setdefault('mapped', n)
+        if what == 'request':
+            at = {}
+        at[what] = when
+        if what == 'resumed' and {'request', 'suspended', 'scanned', 'resume'} <= at.keys():
+            found.append(dict(zip(PHASES, ((at['suspended'] - at['request']) / 1000, (at['resume'] - at['suspended']) / 1000,
+                                           (when - at['resume']) / 1000))))
+    return found
+
+
+def measure(hosts, load, system, dirty, end):
+    """Some time of checkpoints as dom0's calls of Xen and the link see them, and the takeover; a JSON line."""
+    octets = 'cat /sys/class/net/eth1/statistics/tx_bytes'
+    wait_for('regular checkpoints', PATIENCE, lambda: len(checkpoints_of(times(hosts[0]))) >= 5, 1)
+    hosts[0].run(f': >{TIMES}')
+    sent = int(hosts[0].run(octets))
+    wait_for('30 checkpoints', PATIENCE, lambda: len(checkpoints_of(times(hosts[0]))) >= 30, 1)
+    sent = int(hosts[0].run(octets)) - sent
+    found = checkpoints_of(times(hosts[0]))
+    figures = {'system': system, 'load': load, 'checkpoints': len(found)}
+    for name in PHASES:
+        figures[name] = round(statistics.median(c[name] for c in found), 2)
+    figures['dirty_pages'] = dirty(found)
+    figures['bytes_per_checkpoint'] = sent // len(found)
+    hosts[0].kill()
+    figures['takeover_ms'] = round(end())
+    RESULTS.append(figures)
+    print(json.dumps(figures), flush=True)
+
+
+RESULTS = []
+
+
+def with_remusd(hosts, load):
+    measure(hosts, load, 'remusd', lambda _: status(hosts[0])['dirty_pages']['p50'],
+            lambda: wait_state(hosts[1], 'active')['takeover']['activate_ms'])
+    steps(hosts[1], status(hosts[1])['takeover'], 'vif and disk' if load == 'postgresql' else 'no devices')
+
+
+def with_xl(hosts, load):
+    """Nothing but xl: its stream goes through socat; that it has ended, the backup is told by hand."""
+    port = 8002
+    hosts[1].start(f'{WATCHED} socat -b 262144 TCP-LISTEN:{port},reuseaddr EXEC:"xl migrate-receive -r",setsid', '/var/log/receive.log')
+    hosts[0].start(f'{WATCHED} xl remus -F -n -d -i 500 -s "" {GUEST} "socat -b 262144 - TCP:{hosts[1].address}:{port}"', '/var/log/remus.log')
+
+    def end():
+        cut = float(hosts[1].run("python3 -c 'import os, time; print(time.monotonic()); os.kill('$(pidof socat)', 9)'"))
+        return wait_for('the replica to run', 60, lambda: [t / 1e3 - cut * 1e3 for t, what, _ in times(hosts[1]) if what == 'unpaused'], 1)[0]
+    measure(hosts, load, 'xl-remus', lambda found: statistics.median(c['mapped'] for c in found if 'mapped' in c), end)
+
+
+MEMORY = 'lab.load=2,4000'  # the same 512 pages, nearly all of them at each checkpoint
+
+
+def compare_remusd(hosts):
+    """remusd's figures: a guest that writes to memory."""
+    guest_config(hosts, MEMORY)
+    start_guest(hosts[0])
+    start_daemons(hosts, watched=True)
+    protect(hosts)
+    with_remusd(hosts, 'memory')
+
+
+def compare_xl(hosts):
+    """xl remus's figures, the same guest."""
+    guest_config(hosts, MEMORY, stock=True)
+    start_guest(hosts[0])
+    with_xl(hosts, 'memory')
+
+
+def compare_remusd_database(hosts):
+    """remusd's figures: PostgreSQL."""
+    start_database(hosts, watched=True)
+    wait_state(hosts[0], 'protected')
+    hosts[1].start(f'/lab/ledger --conninfo "{CONNINFO}" --clients 4 --log /root/ledger.log', '/var/log/ledger.log')
+    progress(hosts[1], 'transactions', 4)
+    with_remusd(hosts, 'postgresql')
+
+
+def compare_xl_database(hosts):
+    """xl remus's figures: PostgreSQL, whose disk and packets xl remus leaves alone here."""
+    guest_config(hosts, memory=256, extra='', network=True, ramdisk='database.cpio', disk=True, stock=True)
+    for host in hosts:
+        host.run(f'cp --sparse=always /lab/database.disk {IMAGE}', 300)
+    start_guest(hosts[0], 'REMUS-GUEST-READY')
+    hosts[1].run(f'/lab/ledger --init --conninfo "{CONNINFO}" --seconds 300', 400)
+    hosts[1].start(f'/lab/ledger --conninfo "{CONNINFO}" --clients 4 --log /root/ledger.log', '/var/log/ledger.log')
+    progress(hosts[1], 'transactions', 4)
+    with_xl(hosts, 'postgresql')
+
+
+def table():
+    """RESULTS for the README."""
+    keys = ('load', 'system', *PHASES, 'dirty_pages', 'bytes_per_checkpoint', 'takeover_ms')
+    lines = ['| ' + ' | '.join(keys) + ' |', '|' + ' --- |' * len(keys)]
+    return '\n'.join(lines + ['| ' + ' | '.join(str(r[k]) for k in keys) + ' |' for r in RESULTS])
+
+
 def clean_up(hosts):
     """Hosts that stay up: ends what an earlier scenario left."""
     for host in hosts:
@@ -541,4 +659,6 @@ def explain(hosts):
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
        'devices': devices}
-MORE = {'kills': kills}  # only by name
+COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
+           'compare-xl-database': compare_xl_database}
+MORE = {'kills': kills, **COMPARE}  # only by name
