@@ -183,7 +183,7 @@ struct page_encoder *page_encoder_new(const struct page_encoder_config *config)
     if (!enc)
         return NULL;
     enc->guest_pages = config->guest_pages;
-    enc->words = page_words_best();
+    enc->words = page_words_named(NULL);
     enc->workers = calloc(threads, sizeof(*enc->workers));
     if (!enc->workers || caches_new(enc, bytes) < 0)
         goto fail;
@@ -236,6 +236,18 @@ void page_encoder_forget(struct page_encoder *enc, uint64_t pfn)
 void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec)
 {
     enc->codec = codec;
+}
+
+int page_encoder_set_vector(struct page_encoder *enc, const char *name)
+{
+    const struct page_words_ops *words = page_words_named(name);
+
+    if (!words) {
+        errno = EINVAL;
+        return -1;
+    }
+    enc->words = words;
+    return 0;
 }
 
 void page_encoder_begin(struct page_encoder *enc)

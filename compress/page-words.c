@@ -483,3 +483,12 @@ const struct page_words_ops *const *page_words_list(void)
 }
 
 #endif
+
+const struct page_words_ops *page_words_named(const char *name)
+{
+    const struct page_words_ops *const *ops = page_words_list();
+
+    while (name && *ops && strcmp((*ops)->name, name) != 0)
+        ops++;
+    return *ops;
+}

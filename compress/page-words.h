@@ -104,9 +104,7 @@ struct page_words_ops {
 /* Best first, those that this processor can run; ends with NULL.  The last is the plain one. */
 const struct page_words_ops *const *page_words_list(void);
 
-static inline const struct page_words_ops *page_words_best(void)
-{
-    return page_words_list()[0];
-}
+/* The one of this name; NULL when there is none or the processor cannot run it.  No name: the best. */
+const struct page_words_ops *page_words_named(const char *name);
 
 #endif
