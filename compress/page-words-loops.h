@@ -130,7 +130,7 @@ TARGET static unsigned ISA(stride)(const uint8_t *page, unsigned likely)
         least += (unsigned)popcount64(line_nonzero(page + 8 * stride_samples[i]));
     least = least * 3 / 4;
     if (likely && (differ = ISA(sample)(page, likely, least)) < least) {
-        if (differ <= least / 4)
+        if (differ <= least / 2)
             return likely;
         least = differ;
         best = likely;
