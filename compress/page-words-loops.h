@@ -75,9 +75,10 @@ TARGET static void ISA(differ)(const uint8_t *page, const uint8_t *old, uint8_t 
         words[i] = line_words(page + i * PAGE_LINE_BYTES, old + i * PAGE_LINE_BYTES);
 }
 
-TARGET static void ISA(prints)(const uint8_t *page, const uint64_t *key, struct page_prints *prints)
+TARGET static void ISA(prints)(const uint8_t *page, int from, int to, const uint64_t *key,
+                               struct page_prints *prints)
 {
-    for (int i = 0; i < PAGE_LINES; i++) {
+    for (int i = from; i < to; i++) {
         uint64_t print = line_print(page + i * PAGE_LINE_BYTES, key);
 
         prints->high[i] = (uint32_t)(print >> 16);

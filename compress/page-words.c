@@ -95,89 +95,6 @@ INLINE uint64_t scatter_plain(uint64_t v, unsigned b)
     return out;
 }
 
-/*
- * For each b: the places of its bits in ascending order, a byte each, the rest 0 (pack); for each of
- * its bits how many are below it, the rest 0 (spread).
- */
-#define BITS_BELOW(b, i) ((unsigned)__builtin_popcount((b) & ((1u << (i)) - 1)))
-#define PACK_1(b, i) ((b) >> (i) & 1 ? UINT64_C(i) << 8 * BITS_BELOW(b, i) : 0)
-#define SPREAD_1(b, i) ((b) >> (i) & 1 ? (uint64_t)BITS_BELOW(b, i) << 8 * (i) : 0)
-#define ALL_8(f, b)                                                                                \
-    (f(b, 0) | f(b, 1) | f(b, 2) | f(b, 3) | f(b, 4) | f(b, 5) | f(b, 6) | f(b, 7))
-#define TABLE_4(f, b) ALL_8(f, (b) + 0u), ALL_8(f, (b) + 1u), ALL_8(f, (b) + 2u), ALL_8(f, (b) + 3u)
-#define TABLE_16(f, b) TABLE_4(f, b), TABLE_4(f, (b) + 4), TABLE_4(f, (b) + 8), TABLE_4(f, (b) + 12)
-#define TABLE_64(f, b)                                                                             \
-    TABLE_16(f, b), TABLE_16(f, (b) + 16), TABLE_16(f, (b) + 32), TABLE_16(f, (b) + 48)
-#define TABLE_256(f) TABLE_64(f, 0), TABLE_64(f, 64), TABLE_64(f, 128), TABLE_64(f, 192)
-
-/*
- * One line, word by word; GATHER and SCATTER move the bytes whose bits are set to the low end and
- * back.
- */
-#define DEFINE_LINE_BY_WORDS(suffix, target, GATHER, SCATTER, POPCOUNT)                            \
-    target INLINE void line_take_##suffix(const uint8_t *page, const uint8_t *guess,               \
-                                          uint64_t mask, bool difference,                          \
-                                          struct page_parts *parts)                                \
-    {                                                                                              \
-        unsigned words;                                                                            \
-                                                                                                   \
-        mask = widen(mask);                                                                        \
-        words = nonzero_bytes(mask);                                                               \
-        *parts->words++ = (uint8_t)words;                                                          \
-        if (mask == UINT64_MAX) {                                                                  \
-            memset(parts->bytes, 0xff, 8);                                                         \
-            memcpy(parts->data, page, PAGE_LINE_BYTES);                                            \
-            parts->bytes += 8;                                                                     \
-            parts->data += PAGE_LINE_BYTES;                                                        \
-            return;                                                                                \
-        }                                                                                          \
-        for (; words; words &= words - 1) {                                                        \
-            int at = 8 * __builtin_ctz(words);                                                     \
-            unsigned b = mask >> at & 0xff;                                                        \
-            uint64_t v = load64(page + at);                                                        \
-                                                                                                   \
-            *parts->bytes++ = (uint8_t)b;                                                          \
-            if (b != 0xff) {                                                                       \
-                if (difference)                                                                    \
-                    v = subtract_bytes(v, load64(guess + at));                                     \
-                v = GATHER(v, b);                                                                  \
-            }                                                                                      \
-            store64(parts->data, v);                                                               \
-            parts->data += POPCOUNT(b);                                                            \
-        }                                                                                          \
-    }                                                                                              \
-                                                                                                   \
-    target INLINE void line_put_##suffix(uint8_t *page, const uint8_t *guess, bool difference,     \
-                                         struct page_parts *parts)                                 \
-    {                                                                                              \
-        unsigned words = *parts->words++;                                                          \
-                                                                                                   \
-        if (words == 0xff && load64(parts->bytes) == UINT64_MAX) {                                 \
-            memcpy(page, parts->data, PAGE_LINE_BYTES);                                            \
-            parts->bytes += 8;                                                                     \
-            parts->data += PAGE_LINE_BYTES;                                                        \
-            return;                                                                                \
-        }                                                                                          \
-        if (page != guess)                                                                         \
-            memcpy(page, guess, PAGE_LINE_BYTES);                                                  \
-        for (; words; words &= words - 1) {                                                        \
-            int at = 8 * __builtin_ctz(words);                                                     \
-            unsigned b = *parts->bytes++;                                                          \
-            uint64_t v = load64(parts->data), old = load64(page + at);                             \
-                                                                                                   \
-            if (b != 0xff) {                                                                       \
-                uint64_t mask = expand_mask(b);                                                    \
-                                                                                                   \
-                v = SCATTER(v, b);                                                                 \
-                if (difference)                                                                    \
-                    v = add_bytes(v, old);                                                         \
-                v = (v & mask) | (old & ~mask);                                                    \
-            }                                                                                      \
-            store64(page + at, v);                                                                 \
-            parts->data += POPCOUNT(b);                                                            \
-        }                                                                                          \
-    }
-
 /* Plain C */
 
 INLINE uint64_t line_differs_plain(const uint8_t *a, const uint8_t *b)
@@ -234,7 +151,68 @@ INLINE uint64_t line_print_plain(const uint8_t *line, const uint64_t *key)
     return print_of(high, low);
 }
 
-DEFINE_LINE_BY_WORDS(plain, , gather_plain, scatter_plain, popcount_plain)
+/* One line, word by word. */
+INLINE void line_take_plain(const uint8_t *page, const uint8_t *guess, uint64_t mask,
+                            bool difference, struct page_parts *parts)
+{
+    unsigned words;
+
+    mask = widen(mask);
+    words = nonzero_bytes(mask);
+    *parts->words++ = (uint8_t)words;
+    if (mask == UINT64_MAX) {
+        memset(parts->bytes, 0xff, 8);
+        memcpy(parts->data, page, PAGE_LINE_BYTES);
+        parts->bytes += 8;
+        parts->data += PAGE_LINE_BYTES;
+        return;
+    }
+    for (; words; words &= words - 1) {
+        int at = 8 * __builtin_ctz(words);
+        unsigned b = mask >> at & 0xff;
+        uint64_t v = load64(page + at);
+
+        *parts->bytes++ = (uint8_t)b;
+        if (b != 0xff) {
+            if (difference)
+                v = subtract_bytes(v, load64(guess + at));
+            v = gather_plain(v, b);
+        }
+        store64(parts->data, v);
+        parts->data += popcount_plain(b);
+    }
+}
+
+INLINE void line_put_plain(uint8_t *page, const uint8_t *guess, bool difference,
+                           struct page_parts *parts)
+{
+    unsigned words = *parts->words++;
+
+    if (words == 0xff && load64(parts->bytes) == UINT64_MAX) {
+        memcpy(page, parts->data, PAGE_LINE_BYTES);
+        parts->bytes += 8;
+        parts->data += PAGE_LINE_BYTES;
+        return;
+    }
+    if (page != guess)
+        memcpy(page, guess, PAGE_LINE_BYTES);
+    for (; words; words &= words - 1) {
+        int at = 8 * __builtin_ctz(words);
+        unsigned b = *parts->bytes++;
+        uint64_t v = load64(parts->data), old = load64(page + at);
+
+        if (b != 0xff) {
+            uint64_t mask = expand_mask(b);
+
+            v = scatter_plain(v, b);
+            if (difference)
+                v = add_bytes(v, old);
+            v = (v & mask) | (old & ~mask);
+        }
+        store64(page + at, v);
+        parts->data += popcount_plain(b);
+    }
+}
 
 #define ISA(name) plain_##name
 #define ISA_NAME "plain"
@@ -286,7 +264,7 @@ INLINE uint64_t line_nonzero_sse2(const uint8_t *a)
 #define popcount64 popcount_plain
 #include "compress/page-words-loops.h"
 
-/* AVX2, with BMI2 to gather and scatter the bytes of a word */
+/* AVX2; bytes are gathered and scattered by table */
 
 #define TARGET_AVX2 __attribute__((target("avx2,bmi2,popcnt")))
 
@@ -362,6 +340,21 @@ TARGET_AVX2 INLINE uint64_t line_print_avx2(const uint8_t *line, const uint64_t 
     return print_of((uint64_t)_mm_cvtsi128_si64(both),
                     (uint64_t)_mm_cvtsi128_si64(_mm_unpackhi_epi64(both, both)));
 }
+
+/*
+ * For each b: the places of its bits in ascending order, a byte each, the rest 0 (pack); for each of
+ * its bits how many are below it, the rest 0 (spread).
+ */
+#define BITS_BELOW(b, i) ((unsigned)__builtin_popcount((b) & ((1u << (i)) - 1)))
+#define PACK_1(b, i) ((b) >> (i) & 1 ? UINT64_C(i) << 8 * BITS_BELOW(b, i) : 0)
+#define SPREAD_1(b, i) ((b) >> (i) & 1 ? (uint64_t)BITS_BELOW(b, i) << 8 * (i) : 0)
+#define ALL_8(f, b)                                                                                \
+    (f(b, 0) | f(b, 1) | f(b, 2) | f(b, 3) | f(b, 4) | f(b, 5) | f(b, 6) | f(b, 7))
+#define TABLE_4(f, b) ALL_8(f, (b) + 0u), ALL_8(f, (b) + 1u), ALL_8(f, (b) + 2u), ALL_8(f, (b) + 3u)
+#define TABLE_16(f, b) TABLE_4(f, b), TABLE_4(f, (b) + 4), TABLE_4(f, (b) + 8), TABLE_4(f, (b) + 12)
+#define TABLE_64(f, b)                                                                             \
+    TABLE_16(f, b), TABLE_16(f, (b) + 16), TABLE_16(f, (b) + 32), TABLE_16(f, (b) + 48)
+#define TABLE_256(f) TABLE_64(f, 0), TABLE_64(f, 64), TABLE_64(f, 128), TABLE_64(f, 192)
 
 /* One more: a table entry is read with what is behind it. */
 static const uint64_t pack[257] = {TABLE_256(PACK_1), 0};
