@@ -66,6 +66,9 @@ struct client {
 
 static struct client client[CLIENTS_MAX];
 static struct samples samples[MODES][KINDS], *now_sampling; /* of the mode that runs */
+static struct {
+    uint64_t checkpoints, ns;
+} taken[MODES];
 static uint64_t measured_from;
 static char failure[256];
 
@@ -348,8 +351,14 @@ static pid_t start_server(const char *dir, const char *bin)
     return pid;
 }
 
-static void print(const struct mode *mode, struct samples s[KINDS], unsigned clients)
+static void print(unsigned m, unsigned clients)
 {
+    const struct mode *mode = &modes[m];
+    struct samples *s = samples[m];
+
+    if (mode->protect)
+        printf("{\"case\": \"checkpoints\", \"mode\": \"%s\", \"clients\": %u, \"per_s\": %.1f}\n", mode->name, clients,
+               (double)taken[m].checkpoints * 1e9 / (double)taken[m].ns);
     for (unsigned i = 0; i < KINDS; i++)
         printf("{\"case\": \"%s\", \"mode\": \"%s\", \"clients\": %u, \"tps\": %.1f, "
                "\"latency_p50_ms\": %.3f, \"latency_p99_ms\": %.3f}\n",
@@ -358,8 +367,9 @@ static void print(const struct mode *mode, struct samples s[KINDS], unsigned cli
                percentile(&s[i], 50), percentile(&s[i], 99));
 }
 
-static void run_mode(const char *dir, int guest_tap, const struct mode *mode, unsigned clients)
+static void run_mode(const char *dir, int guest_tap, unsigned m, unsigned clients)
 {
+    const struct mode *mode = &modes[m];
     struct gated_config cfg = {.dir = dir,
                                .guest_tap = guest_tap,
                                .tap = "client0",
@@ -376,23 +386,29 @@ static void run_mode(const char *dir, int guest_tap, const struct mode *mode, un
         fail("%s", err.text);
         return;
     }
-    if (!shell("ip address add 10.77.0.1/24 dev client0"))
+    if (!shell("ip address add 10.77.0.1/24 dev client0")) {
+        uint64_t before = gated_checkpoints(g), began = clock_ns();
         load(clients);
+        taken[m].checkpoints += gated_checkpoints(g) - before;
+        taken[m].ns += clock_ns() - began;
+    }
     usleep(200000); /* the server sees the connections close, and rolls back */
     gated_close(g);
 }
 
 static void run_modes(const char *dir, int guest_tap, unsigned clients)
 {
-    for (unsigned m = 0; m < MODES; m++)
+    for (unsigned m = 0; m < MODES; m++) {
         for (unsigned i = 0; i < KINDS; i++)
             samples[m][i].count = 0;
+        taken[m].checkpoints = taken[m].ns = 0;
+    }
     for (unsigned i = 0; i < ROUNDS * MODES && !failure[0]; i++) {
         now_sampling = samples[i % MODES];
-        run_mode(dir, guest_tap, &modes[i % MODES], clients);
+        run_mode(dir, guest_tap, i % MODES, clients);
     }
     for (unsigned m = 0; m < MODES && !failure[0]; m++)
-        print(&modes[m], samples[m], clients);
+        print(m, clients);
 }
 
 static void run_all(const char *dir, const char *bin)

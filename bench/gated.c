@@ -16,6 +16,7 @@
 
 #include "bench/gated.h"
 #include "common/clock.h"
+#include "remusd/pacer.h"
 
 #define QUEUE (32u << 20)
 
@@ -28,6 +29,7 @@ struct gated {
     pthread_t wire, checkpoints;
     bool started;
     atomic_bool stop;
+    _Atomic uint64_t taken;
 };
 
 int gated_tap(const char *name)
@@ -83,28 +85,56 @@ static void sleep_until(uint64_t ns)
     clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &ts, NULL);
 }
 
+/* As in remusd: the time of the next checkpoint, or of the next look. */
+static void wait_for_turn(struct gated *g, struct pacer *p)
+{
+    const struct port_ops *ops = g->port->ops;
+
+    for (;;) {
+        uint64_t now = clock_ns(), due = pacer_due(p, now);
+
+        if (due <= now)
+            return;
+        if (pacer_early(p) > now)
+            due = due < pacer_early(p) ? due : pacer_early(p);
+        else if (ops->urgent(g->port))
+            return;
+        else if (due > now + NS_PER_MS)
+            due = now + NS_PER_MS;
+        sleep_until(due);
+    }
+}
+
 static void *checkpoints(void *arg)
 {
     struct gated *g = arg;
     const struct port_ops *ops = g->port->ops;
-    uint64_t due = clock_ns();
     struct buffer state = {0};
+    struct pacer p = {0};
+    uint64_t at;
 
+    pacer_start(&p, 0, g->cfg.interval_ms * NS_PER_MS);
     for (uint64_t epoch = 1; !g->stop; epoch++) {
-        due += g->cfg.interval_ms * NS_PER_MS;
-        sleep_until(due);
+        wait_for_turn(g, &p);
+        at = clock_ns();
         buffer_clear(&state);
         if (ops->barrier(g->port, epoch, &state) < 0)
             break;
+        pacer_taken(&p, epoch, at);
         say(g, "barrier", epoch);
-        sleep_until(due + g->cfg.ack_ms * NS_PER_MS);
+        sleep_until(at + g->cfg.ack_ms * NS_PER_MS);
         say(g, "release", epoch);
         ops->release(g->port, epoch);
-        if (clock_ns() > due + NS_PER_S) /* the machine stood still: do not catch up */
-            due = clock_ns();
+        pacer_acked(&p, epoch);
+        g->taken = epoch;
     }
     buffer_free(&state);
     return NULL;
+}
+
+uint64_t gated_checkpoints(const struct gated *g)
+{
+    return g->taken;
 }
 
 static int start(struct gated *g, struct error *err)

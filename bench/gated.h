@@ -6,8 +6,8 @@
  *     namespace "guest"                                              namespace of the port
  *     server - tap - thread "wire" - unix datagrams - frames port - tap - clients
  *
- * Checkpoints are simulated: nothing is paused or copied. Every interval a barrier is set, and
- * ack_ms later its epoch is released, as if the backup had acknowledged it then.
+ * Checkpoints are simulated: nothing is paused or copied. When remusd would take one (remusd/pacer.h) a barrier is set,
+ * and ack_ms later its epoch is released, as if the backup had acknowledged it then.
  */
 #ifndef REMUS_GATED_H
 #define REMUS_GATED_H
@@ -37,6 +37,8 @@ struct gated;
 /* NULL after an error. */
 struct gated *gated_open(const struct gated_config *cfg, struct error *err);
 void gated_stats(struct gated *g, struct port_stats *stats);
+/* How many there were. */
+uint64_t gated_checkpoints(const struct gated *g);
 void gated_close(struct gated *g);
 
 #endif

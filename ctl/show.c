@@ -346,9 +346,9 @@ static void show_primary(const json_t *vm)
            or_dash(text_at(vm, "tracker")));
     printf("  %-15s%s, this state for %s\n", "backup", or_dash(text_at(vm, "peer")),
            DURATION("since_s"));
-    printf("  %-15s%s every %s ms; epoch %s, acknowledged %s, in flight %s, had to wait %s\n",
+    printf("  %-15s%s every %s ms; epoch %s, acknowledged %s, in flight %s, had to wait %s, early %s\n",
            "checkpoints", COUNT("checkpoints"), COUNT("interval_ms"), COUNT("epoch"),
-           COUNT("acked_epoch"), COUNT("in_flight"), COUNT("waited"));
+           COUNT("acked_epoch"), COUNT("in_flight"), COUNT("waited"), COUNT("early"));
     if (number_at(vm, "checkpoints") > 0)
         show_checkpoints(vm);
     if (json_is_object(json_object_get(vm, "net"))) {

@@ -14,6 +14,7 @@ const char *const flow_lost_names[FLOW_LOSSES] = {"gap", "packet", "encrypted", 
                                                   "protocol"};
 
 enum mode { FREE, HELD, OPEN, STRICT };
+enum part { IDLE, BUSY, WAITS, PARTS }; /* in what flows_urgent() is about */
 
 struct flow {
     struct net_flow id;  /* also where the guest's stream is: id.seq is the next new octet */
@@ -25,6 +26,8 @@ struct flow {
     bool block;  /* inside of a transaction */
     uint8_t linger; /* outside of one: barriers without a packet queued that it stays open for */
     bool active; /* in flows->active */
+    bool waits;  /* a packet of a transaction waits for a checkpoint that has not been taken */
+    enum part part;
     bool closed; /* the guest has sent FIN or RST */
     /* Every checkpoint taken since this one, and it, lists the flow; 0: the last one taken does
      * not. */
@@ -55,6 +58,7 @@ struct flows {
     unsigned actives;
     uint8_t linger;
     bool all_lost; /* no flow is anything but strict */
+    unsigned parts[PARTS]; /* how many flows are */
 
     struct flows_stats stats;
 };
@@ -80,7 +84,7 @@ struct flows *flows_new(unsigned max)
         flows_free(f);
         return NULL;
     }
-    f->max = max;
+    f->max = f->parts[IDLE] = max;
     f->mask = buckets - 1;
     memset(f->bucket, 0xff, buckets * sizeof(*f->bucket));
     for (uint32_t i = 0; i < max; i++)
@@ -189,6 +193,21 @@ static struct flow *find(const struct flows *f, const struct net_flow *id)
     return NULL;
 }
 
+/* After every change of it. */
+static void count(struct flows *f, struct flow *fl)
+{
+    enum part part = fl->waits ? WAITS : fl->block || fl->linger ? BUSY : IDLE;
+
+    f->parts[fl->part]--;
+    fl->part = fl->mode == STRICT || fl->closed ? IDLE : part;
+    f->parts[fl->part]++;
+}
+
+bool flows_urgent(const struct flows *f)
+{
+    return f->parts[WAITS] > 0 && 2 * f->parts[WAITS] >= f->parts[BUSY];
+}
+
 static void set_active(struct flows *f, struct flow *fl)
 {
     if (!fl->active)
@@ -214,6 +233,8 @@ static void forget(struct flows *f, struct flow *fl)
     for (unsigned i = 0; fl->active && i < f->actives; i++)
         if (f->active[i] == me)
             set_inactive(f, i);
+    f->parts[fl->part]--;
+    f->parts[IDLE]++;
     *fl = (struct flow){.mode = FREE, .next = f->free};
     f->free = me;
 }
@@ -243,7 +264,8 @@ static void begin(struct flows *f, struct flow *fl, const struct parser *parser,
     f->all_lost = false;
     fl->parser = parser;
     fl->mode = HELD;
-    fl->wish = fl->closed = fl->block = false;
+    fl->wish = fl->closed = fl->block = fl->waits = false;
+    fl->linger = 0;
     fl->id.seq = p->seq + 1;
     fl->client_seq = p->ack;
     memset(fl->state, 0, sizeof(fl->state));
@@ -275,6 +297,7 @@ static void lose(struct flows *f, struct flow *fl, enum flow_lost why)
         f->stats.lost[why]++;
     fl->mode = STRICT;
     fl->wish = false;
+    count(f, fl);
 }
 
 static enum flow_lost parser_lost(unsigned parsed)
@@ -329,6 +352,7 @@ static enum flow_verdict judge(struct flows *f, struct flow *fl, const struct pa
     }
     if (parsed & PARSED_END) {
         fl->mode = HELD;
+        fl->waits |= fl->block;
         fl->linger = fl->block ? f->linger : 0;
         fl->wish = fl->linger > 0;
         fl->block = false;
@@ -336,11 +360,13 @@ static enum flow_verdict judge(struct flows *f, struct flow *fl, const struct pa
     if (parsed & PARSED_IN_BLOCK) {
         fl->block = true;
         fl->wish = fl->mode == HELD;
+        fl->waits |= fl->wish;
     }
     if (fl->closed)
         fl->wish = fl->block = false;
     if (fl->wish)
         set_active(f, fl);
+    count(f, fl);
     if (fl->mode == OPEN)
         return fl->queued == 0 ? FLOW_OPEN : FLOW_BEHIND;
     return parsed & PARSED_END || !fl->block ? FLOW_OUTSIDE : FLOW_BEGUN;
@@ -383,6 +409,7 @@ enum flow_verdict flows_sent(struct flows *f, const struct packet *p, uint64_t n
         begin(f, fl, parser, p);
         if (p->data_len || !(p->flags & TCP_ACK))
             lose(f, fl, FLOW_LOST_PACKET);
+        count(f, fl);
         return FLOW_OUTSIDE;
     }
     if (p->flags & TCP_ACK)
@@ -452,6 +479,7 @@ void flows_barrier(struct flows *f, uint64_t epoch, struct buffer *out, size_t s
 {
     for (unsigned i = f->actives; i-- > 0;) {
         struct flow *fl = &f->flow[f->active[i]];
+        fl->waits = false;
         if (fl->mode != STRICT && !fl->block) {
             if (fl->linger == 0) {
                 fl->mode = HELD;
@@ -460,6 +488,7 @@ void flows_barrier(struct flows *f, uint64_t epoch, struct buffer *out, size_t s
                 fl->linger--;
             }
         }
+        count(f, fl);
         if (fl->mode == OPEN || fl->wish) {
             net_state_add_flow(out, state, &fl->id);
             if (!fl->listed_since)

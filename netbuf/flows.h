@@ -107,6 +107,12 @@ void flows_acked(struct flows *f, uint64_t epoch);
 /* A new protection begins: no checkpoint taken so far counts. */
 void flows_hold(struct flows *f);
 
+/*
+ * Do clients wait for the next checkpoint with the end of their transaction, or with its beginning, and are they at
+ * least half as many as those who are inside of one, or between two, and do not?
+ */
+bool flows_urgent(const struct flows *f);
+
 unsigned flows_max(const struct flows *f);
 void flows_stats(const struct flows *f, struct flows_stats *stats);
 

@@ -418,6 +418,7 @@ static const struct port_ops frames_ops = {
     .name = "frames",
     .barrier = frames_barrier,
     .release = gate_port_release,
+    .urgent = gate_port_urgent,
     .hold = gate_port_hold,
     .pass = gate_port_pass,
     .activate = gate_port_activate,

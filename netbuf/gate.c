@@ -249,6 +249,11 @@ void gate_pop(struct gate *g, unsigned n, uint64_t now)
     }
 }
 
+bool gate_urgent(const struct gate *g)
+{
+    return g->holding && g->flows && flows_urgent(g->flows);
+}
+
 struct net_addresses *gate_addresses(struct gate *g)
 {
     return &g->addresses;

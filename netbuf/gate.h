@@ -122,6 +122,9 @@ void gate_pop(struct gate *g, unsigned n, uint64_t now);
 /* The guest's addresses, learned from the frames it sent; the pointer is good until gate_free(). */
 struct net_addresses *gate_addresses(struct gate *g);
 
+/* Is it worth to take the next checkpoint before its time?  See flows_urgent(). */
+bool gate_urgent(const struct gate *g);
+
 void gate_stats(const struct gate *g, uint64_t now, struct gate_stats *stats);
 
 #endif

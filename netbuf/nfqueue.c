@@ -539,6 +539,7 @@ static const struct port_ops nfqueue_ops = {
     .name = "nfqueue",
     .barrier = nfqueue_barrier,
     .release = gate_port_release,
+    .urgent = gate_port_urgent,
     .hold = gate_port_hold,
     .pass = gate_port_pass,
     .activate = gate_port_activate,

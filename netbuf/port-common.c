@@ -166,6 +166,14 @@ void gate_port_release(struct port *p, uint64_t epoch)
     wake(g);
 }
 
+bool gate_port_urgent(struct port *p)
+{
+    struct gate_port *g = of(p);
+    SCOPED_LOCK(&g->lock);
+
+    return gate_urgent(g->gate);
+}
+
 void gate_port_hold(struct port *p)
 {
     struct gate_port *g = of(p);

@@ -47,6 +47,7 @@ void gate_port_fini(struct gate_port *g);
 
 /* For struct port_ops. */
 void gate_port_release(struct port *p, uint64_t epoch);
+bool gate_port_urgent(struct port *p);
 void gate_port_hold(struct port *p);
 void gate_port_pass(struct port *p);
 /* Sets the gate's addresses, the announcements and the resets, then lets the gate pass.  On failure nothing changes. */

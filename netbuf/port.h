@@ -59,6 +59,9 @@ struct port_ops {
     /* Checkpoint `epoch` is acknowledged: what belongs to it or to earlier ones may leave (R1). */
     void (*release)(struct port *p, uint64_t epoch);
 
+    /* Do so many clients wait for the next checkpoint that it should come early?  NULL: the port cannot tell. */
+    bool (*urgent)(struct port *p);
+
     /* From now on hold the guest's output until release (a protection begins or goes on). */
     void (*hold)(struct port *p);
 

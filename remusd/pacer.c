@@ -3,9 +3,7 @@
 
 void pacer_start(struct pacer *p, uint64_t epoch, uint64_t interval)
 {
-    uint64_t waited = p->waited;
-
-    *p = (struct pacer){.interval = interval, .taken = epoch, .acked = epoch, .waited = waited};
+    *p = (struct pacer){.interval = interval, .taken = epoch, .acked = epoch, .waited = p->waited, .early = p->early};
 }
 
 uint64_t pacer_due(struct pacer *p, uint64_t now)
@@ -24,8 +22,14 @@ uint64_t pacer_due(struct pacer *p, uint64_t now)
     return TIME_NEVER;
 }
 
+uint64_t pacer_early(const struct pacer *p)
+{
+    return p->taken > p->acked ? TIME_NEVER : p->last_suspend + p->interval / 2;
+}
+
 void pacer_taken(struct pacer *p, uint64_t epoch, uint64_t suspended_at)
 {
+    p->early += suspended_at < p->last_suspend + p->interval;
     p->taken = epoch;
     p->last_suspend = suspended_at;
 }

@@ -18,6 +18,7 @@
 #define GOODBYE_NS NS_PER_S
 #define REOPEN_NS (5 * NS_PER_S)
 #define HEALTH_NS (100 * NS_PER_MS)
+#define URGENT_POLL_NS NS_PER_MS
 
 /* Logs an error once and keeps it for the status. */
 void protection_note(struct protection *p, const char *fmt, ...)
@@ -96,7 +97,7 @@ static bool wait_for_turn(struct protection *p)
     SCOPED_LOCK(&e->lock);
 
     for (;;) {
-        uint64_t now = clock_ns(), due = pacer_due(&e->pacer, now);
+        uint64_t now = clock_ns(), due = pacer_due(&e->pacer, now), early;
 
         if (e->pacer.acked > e->taken_before)
             lifecycle_acked(&p->lc, now);
@@ -104,7 +105,13 @@ static bool wait_for_turn(struct protection *p)
             return false;
         if (due <= now)
             return true;
-        engine_wait(e, due);
+        early = *p->cfg->services && p->port->ops->urgent ? pacer_early(&e->pacer) : TIME_NEVER;
+        if (early <= now) {
+            if (p->port->ops->urgent(p->port))
+                return true;
+            early = now + URGENT_POLL_NS;
+        }
+        engine_wait(e, early < due ? early : due);
     }
 }
 

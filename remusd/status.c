@@ -201,10 +201,11 @@ static json_t *counters(const struct protection *p)
     double pages = (double)s->codec.bytes_in / PAGE_SIZE;
 
     return json_pack(
-        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "epoch",
+        "{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "epoch",
         (json_int_t)e->pacer.taken, "acked_epoch", (json_int_t)e->pacer.acked, "in_flight",
         (json_int_t)(e->link ? e->pacer.taken - e->pacer.acked : 0), "checkpoints",
-        (json_int_t)s->checkpoints, "waited", (json_int_t)e->pacer.waited, "bytes_raw",
+        (json_int_t)s->checkpoints, "waited", (json_int_t)e->pacer.waited, "early",
+        (json_int_t)e->pacer.early, "bytes_raw",
         (json_int_t)s->raw[0], "bytes_sent", (json_int_t)s->sent[0], "sync_bytes_raw",
         (json_int_t)s->raw[1], "sync_bytes_sent", (json_int_t)s->sent[1], "ratio",
         s->sent[0] ? (double)s->raw[0] / (double)s->sent[0] : 0.0, "cache_hit_rate",

@@ -23,7 +23,7 @@ PRIMARY = {
     "vm": "db1", "role": "primary", "state": "protected", "since_s": 7980.5, "platform": "qemu",
     "accelerator": "kvm", "tracker": "uffd", "peer": "10.78.0.2:7910", "interval_ms": 25.0,
     "memory_bytes": 134217728, "epoch": 48215, "acked_epoch": 48213, "in_flight": 2,
-    "checkpoints": 48213, "waited": 7, "sync": None,
+    "checkpoints": 48213, "waited": 7, "early": 3, "sync": None,
     "pause_ms": {"total": {"p50": 1.2, "p99": 2.31, "max": 71.0}},
     "dirty_pages": {"p50": 124, "p99": 877}, "bytes_raw": 18870000000, "bytes_sent": 1290000000,
     "ratio": 14.9, "ack_lag_ms": {"p50": 18.2, "p99": 30.5}, "cpu_share": 0.03,

@@ -437,8 +437,27 @@ static void many_take(void)
     }
 }
 
+/* What flows_urgent() counts is what there is. */
+static void check_parts(void)
+{
+    const struct flows *f = g->flows;
+    unsigned waits = 0, busy = 0;
+
+    for (unsigned i = 0; i < f->max; i++) {
+        const struct flow *fl = &f->flow[i];
+        bool counts = fl->mode != FREE && fl->mode != STRICT && !fl->closed;
+        waits += counts && fl->waits;
+        busy += counts && !fl->waits && (fl->block || fl->linger);
+        assert_false(fl->waits && fl->queued == 0 && counts);
+    }
+    assert_int_equal(f->parts[WAITS], waits);
+    assert_int_equal(f->parts[BUSY], busy);
+    assert_int_equal(f->parts[IDLE], f->max - waits - busy);
+}
+
 static void many_check(void)
 {
+    check_parts();
     for (uint64_t k = acked; k <= taken; k++)
         for (unsigned i = 0; i < CONNS; i++) {
             struct conn *c = &conn[i];
@@ -635,6 +654,64 @@ static void test_linger(void **state)
     buffer_free(&net_state);
 }
 
+static void conn_says(unsigned port, uint32_t *seq, const char *data, size_t len)
+{
+    uint8_t f[160];
+
+    gate_send(g, f, put_tcp(f, 0, PORT, (uint16_t)port, *seq, data ? TCP_ACK : TCP_SYN | TCP_ACK, data, len), 1);
+    *seq += data ? (uint32_t)len : 1;
+}
+
+/* A checkpoint is urgent when a third of the connections in transactions wait for it with one, and until it is taken. */
+static void test_urgent(void **state)
+{
+    enum { N = 6 };
+    uint32_t seq[N] = {0};
+
+    (void)state;
+    g = gate_new(GATE_QUEUE_MIN, N);
+    assert_int_equal(gate_add_service(g, PORT, &parser_pgsql), 0);
+    gate_linger(g, 2);
+    w = (struct world){.seq = 0};
+    for (unsigned i = 0; i < N; i++) {
+        conn_says(100 + i, &seq[i], NULL, 0);
+        conn_says(100 + i, &seq[i], greeting, sizeof(greeting) - 1);
+        conn_says(100 + i, &seq[i], row, sizeof(row) - 1);
+    }
+    assert_false(gate_urgent(g)); /* what is outside of transactions can wait */
+    for (unsigned i = 0; i < N; i++)
+        conn_says(100 + i, &seq[i], begin_, sizeof(begin_) - 1);
+    assert_true(gate_urgent(g)); /* all wait with the beginning */
+    take_checkpoint();
+    assert_false(gate_urgent(g)); /* and are covered */
+    gate_release(g, ++w.acked);
+    while (gate_peek(g, &(struct iovec){0}, 1))
+        gate_pop(g, 1, 1);
+    for (unsigned i = 0; i < N; i++)
+        conn_says(100 + i, &seq[i], row, sizeof(row) - 1);
+    assert_false(gate_urgent(g));
+    conn_says(100, &seq[0], commit, sizeof(commit) - 1);
+    assert_false(gate_urgent(g)); /* one of six */
+    conn_says(101, &seq[1], chain, sizeof(chain) - 1);
+    assert_true(gate_urgent(g)); /* two */
+    take_checkpoint();
+    assert_false(gate_urgent(g));
+    conn_says(102, &seq[2], commit, sizeof(commit) - 1);
+    assert_false(gate_urgent(g)); /* one; those that the checkpoint before covers go on soon */
+    gate_release(g, ++w.acked);
+    while (gate_peek(g, &(struct iovec){0}, 1))
+        gate_pop(g, 1, 1);
+    for (unsigned i = 0; i < 3; i++) { /* the others end their connections, or are lost */
+        uint8_t f[160];
+        gate_send(g, f, put_tcp(f, 0, PORT, (uint16_t)(103 + i), seq[3 + i] + i, TCP_ACK | (i ? 0 : TCP_FIN), NULL, 0), 1);
+    }
+    assert_true(gate_urgent(g)); /* one of three */
+    gate_pass(g);
+    assert_false(gate_urgent(g)); /* nothing is held */
+    gate_free(g);
+    buffer_free(&net_state);
+}
+
 /* Each frame that waited is counted with its reason. */
 static void test_reasons(void **state)
 {
@@ -827,6 +904,7 @@ int main(void)
         cmocka_unit_test(test_random_schedules),
         cmocka_unit_test(test_strict),
         cmocka_unit_test(test_linger),
+        cmocka_unit_test(test_urgent),
         cmocka_unit_test(test_reasons),
         cmocka_unit_test(test_client_side),
         cmocka_unit_test(test_mark),

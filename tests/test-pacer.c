@@ -72,6 +72,12 @@ static bool command(const char *word, const char *args)
         p.interval = n * NS_PER_MS;
     else if (strcmp(word, "reconnected") == 0)
         pacer_start(&p, p.taken, p.interval);
+    else if (strcmp(word, "early") == 0 && pacer_early(&p) > now && pacer_early(&p) != TIME_NEVER)
+        transcript_say("not for %lld ms", (long long)(pacer_early(&p) - now) / (long long)NS_PER_MS);
+    else if (strcmp(word, "early") == 0 && pacer_early(&p) > now)
+        transcript_say("not before an acknowledgement");
+    else if (strcmp(word, "early") == 0)
+        take(now), transcript_say("early: %llu", (unsigned long long)p.early);
     else if (strcmp(word, "due") == 0 && pacer_due(&p, now) == TIME_NEVER)
         transcript_say("not before an acknowledgement");
     else if (strcmp(word, "due") == 0)
