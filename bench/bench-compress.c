@@ -170,7 +170,7 @@ static void print(const struct codec_ops *ops, struct result *result, const stru
                ops->name, t->changes, result->bytes, ratio, encode, decode);
 }
 
-/* `only` is a list of names with commas; without it all but the variants for lesser processors. */
+/* `only`: names with commas between, or "all"; without it all but those for lesser processors. */
 static bool wanted(const struct codec_ops *ops, const char *only)
 {
     size_t len = strlen(ops->name);
@@ -179,6 +179,8 @@ static bool wanted(const struct codec_ops *ops, const char *only)
         return false;
     if (!only)
         return !ops->vector;
+    if (strcmp(only, "all") == 0)
+        return true;
     for (; only; only = strchr(only, ',')) {
         only += *only == ',';
         if (strncmp(only, ops->name, len) == 0 && (only[len] == ',' || !only[len]))
@@ -272,7 +274,7 @@ int bench_compress(int argc, char **argv)
         rounds > ROUNDS_MAX || cache_mib < 1 || cache_mib > 1 << 20) {
         fprintf(stderr,
                 "usage: %s (--trace FILE | --random PAGES) [--json] [--cache MIB] [--rounds N] "
-                "[--codec NAME[,NAME...]] [--no-base]\n",
+                "[--codec NAME[,NAME...]|all] [--no-base]\n",
                 argv[0]);
         return 2;
     }
