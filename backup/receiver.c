@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#define XXH_INLINE_ALL
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <xxhash.h>
 
 #include "common/bitmap.h"
 #include "common/buffer.h"
 #include "common/fault.h"
+#include "common/hash.h"
 #include "common/wire.h"
 #include "compress/pagecodec.h"
 #include "netbuf/port.h"
@@ -35,7 +34,7 @@ struct receiver {
     uint64_t *pfns;
     uint64_t stage_max, staged;
     uint64_t digest_pages;
-    XXH3_state_t digest;
+    XXH3_state_t *digest;
     struct blobs incoming;
     bool whole, resumed;
 
@@ -73,12 +72,13 @@ struct receiver *receiver_new(uint8_t *memory, uint64_t pages, size_t stage_byte
     r->pages = pages;
     r->stage_max = stage_bytes / PAGE_SIZE < pages ? stage_bytes / PAGE_SIZE : pages;
     r->decoder = page_decoder_new();
+    r->digest = XXH3_createState();
     r->stage = reserve(stage_octets(r));
     r->pfns = reserve((r->stage_max + PAGE_BLOCK_MAX) * sizeof(*r->pfns));
     r->undo_max = r->stage_max / 4 + 1;
     r->undo = reserve(r->undo_max * PAGE_SIZE);
     r->undo_pfns = reserve(r->undo_max * sizeof(*r->undo_pfns));
-    if (!r->decoder || !r->stage || !r->pfns || !r->undo || !r->undo_pfns || bitmap_init(&r->saved, pages) < 0) {
+    if (!r->decoder || !r->digest || !r->stage || !r->pfns || !r->undo || !r->undo_pfns || bitmap_init(&r->saved, pages) < 0) {
         receiver_free(r);
         errno = ENOMEM;
         return NULL;
@@ -106,6 +106,7 @@ void receiver_free(struct receiver *r)
         munmap(r->undo_pfns, r->undo_max * sizeof(*r->undo_pfns));
     bitmap_free(&r->saved);
     page_decoder_free(r->decoder);
+    XXH3_freeState(r->digest);
     buffer_free(&r->incoming.state);
     buffer_free(&r->incoming.net);
     buffer_free(&r->applied.state);
@@ -119,7 +120,7 @@ static void expect_next(struct receiver *r)
     r->staged = 0;
     r->digest_pages = 0;
     r->whole = false;
-    XXH3_64bits_reset(&r->digest);
+    XXH3_64bits_reset(r->digest);
     buffer_clear(&r->incoming.state);
     buffer_clear(&r->incoming.net);
 }
@@ -200,8 +201,8 @@ static void add_to_digest(struct receiver *r, uint64_t at)
     struct wire_writer w = wire_writer(pfn, sizeof(pfn));
 
     wire_put_uint(&w, r->pfns[at], 8);
-    XXH3_64bits_update(&r->digest, pfn, sizeof(pfn));
-    XXH3_64bits_update(&r->digest, r->stage + at * PAGE_SIZE, PAGE_SIZE);
+    XXH3_64bits_update(r->digest, pfn, sizeof(pfn));
+    XXH3_64bits_update(r->digest, r->stage + at * PAGE_SIZE, PAGE_SIZE);
     r->digest_pages++;
     r->received++;
 }
@@ -323,9 +324,9 @@ static int take_end(struct receiver *r, const struct record *rec, struct error *
                          " pages, %zu of %u octets of state, %zu of %u of network state",
                          r->epoch, r->digest_pages, end.pages, r->incoming.state.len,
                          end.state_length, r->incoming.net.len, end.net_length);
-    XXH3_64bits_update(&r->digest, r->incoming.state.data, r->incoming.state.len);
-    XXH3_64bits_update(&r->digest, r->incoming.net.data, r->incoming.net.len);
-    digest = XXH3_64bits_digest(&r->digest);
+    XXH3_64bits_update(r->digest, r->incoming.state.data, r->incoming.state.len);
+    XXH3_64bits_update(r->digest, r->incoming.net.data, r->incoming.net.len);
+    digest = XXH3_64bits_digest(r->digest);
     if (digest != end.digest)
         return error_set(err, "checkpoint %" PRIu64 ": digest %016" PRIx64 ", should be %016"
                          PRIx64, r->epoch, digest, end.digest);

@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#define XXH_INLINE_ALL
 #include <errno.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "buffer.h"
 #include "cleanup.h"
 #include "clock.h"
+#include "hash.h"
 #include "link.h"
 #include "urgent.h"
 

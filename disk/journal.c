@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-#define XXH_INLINE_ALL
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -10,12 +9,12 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "common/bitmap.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/hash.h"
 #include "common/random.h"
 #include "common/wire.h"
 #include "image.h"
@@ -54,7 +53,7 @@ struct journal {
 
     /* of the epoch that is coming in */
     uint64_t head, length, generation;
-    XXH3_state_t digest;
+    XXH3_state_t *digest;
     bool ended, keeping;
     uint64_t sizes[DISKS_MAX], capacity;
     bool alike[DISKS_MAX];
@@ -492,6 +491,7 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
     pthread_cond_init(&j->changed, NULL);
     j->fd = -1;
     j->body = malloc(BODY_MAX);
+    j->digest = XXH3_createState();
     snprintf(j->path, sizeof(j->path), "%s.remus-journal", images[0]);
     for (; j->count < count; j->count++) {
         unsigned i = j->count;
@@ -512,13 +512,13 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
             goto fail;
         }
     }
-    if (!j->body) {
+    if (!j->body || !j->digest) {
         error_set(err, "no memory");
         goto fail;
     }
     if (open_file(j, disks, capacity, err) < 0)
         goto fail;
-    XXH3_64bits_reset(&j->digest);
+    XXH3_64bits_reset(j->digest);
     rc = pthread_create(&j->thread, NULL, run, j);
     if (rc) {
         error_set(err, "cannot start a thread: %s", strerror(rc));
@@ -551,6 +551,7 @@ void journal_close(struct journal *j)
     if (j->fd >= 0)
         close(j->fd);
     free(j->body);
+    XXH3_freeState(j->digest);
     pthread_mutex_destroy(&j->lock);
     pthread_cond_destroy(&j->changed);
     free(j);
@@ -614,7 +615,7 @@ static void expect_next(struct journal *j)
 {
     j->length = 0;
     j->ended = false;
-    XXH3_64bits_reset(&j->digest);
+    XXH3_64bits_reset(j->digest);
 }
 
 bool journal_can_keep(struct journal *j, const struct disk_info *disks)
@@ -718,7 +719,7 @@ int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, siz
     while (at < end)
         if (entry_get(&e, &at, end, j->sizes, j->count, err) < 0)
             return -1;
-    XXH3_64bits_update(&j->digest, entries, length);
+    XXH3_64bits_update(j->digest, entries, length);
     j->length += length;
     if (epoch == 0 && j->keeping && j->head + record_size(length) - j->committed > j->capacity / 2 &&
         stop_keeping(j, err) < 0)
@@ -736,7 +737,7 @@ int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, siz
 int journal_end(struct journal *j, uint64_t generation, uint64_t length, uint64_t digest,
                 struct error *err)
 {
-    uint64_t ours = XXH3_64bits_digest(&j->digest);
+    uint64_t ours = XXH3_64bits_digest(j->digest);
 
     if (j->ended || length != j->length || digest != ours)
         return error_set(err, "disk changes are not whole: %" PRIu64 " of %" PRIu64 " octets, digest %016" PRIx64

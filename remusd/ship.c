@@ -1,16 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* From the staging buffer to the link, while the guest runs. */
-#define XXH_INLINE_ALL
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "common/cleanup.h"
 #include "common/clock.h"
 #include "common/fault.h"
+#include "common/hash.h"
 #include "common/wire.h"
 #include "compress/page-auto.h"
 #include "engine.h"

@@ -4,6 +4,7 @@
 the guest would, while hosts, daemons and links are lost."""
 import functools
 import io
+import json
 import os
 import random
 import resource
@@ -215,6 +216,44 @@ def host_lost_while_everything_is_sent_anew_R4_R5():
         pair.backup.wait_state("suspect")
         pair.backup.do("takeover")
         assert check_takeover(pair, writer) > 0 and pair.backup.do("status")["takeover"]["epoch"] == kept
+
+
+def tool(*command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stdout} {done.stderr}"
+    return done.stdout
+
+
+def usual_tools_R4_R5():
+    """What others wrote to try NBD servers, against a disk under protection; what they left is what the backup has."""
+    with Disks(2, takeover="manual") as pair:
+        pair.protect()
+        guest = pair.nbd(pair.primary)  # the server ends with its last client
+        uri = "nbd+unix:///{}?socket=" + os.path.join(pair.primary.dir, "fake1.nbd")
+        for export in range(2):
+            said = json.loads(tool("nbdinfo", "--json", uri.format(export)))["exports"][0]
+            assert said["export-size"] == SIZE and not said["is_read_only"], said
+            assert all(said[f"can_{what}"] for what in ("flush", "fua", "trim", "zero")), said
+        start, back = (os.path.join(pair.dir, name) for name in ("start", "back"))
+        with open(start, "wb") as f:
+            f.write(random.randbytes(SIZE // 4) + bytes(SIZE // 4) + random.randbytes(SIZE // 4) + bytes(SIZE // 4))
+        tool("nbdcopy", "--flush", start, uri.format(0))
+        tool("nbdcopy", uri.format(0), back)
+        tool("cmp", start, back)
+        tool("fio", "--name=random", "--ioengine=nbd", "--uri=" + uri.format(1), "--rw=randwrite", "--bsrange=4k-96k",
+             f"--size={SIZE}", "--iodepth=16", "--fsync=32", "--verify=crc32c", "--verify_fatal=1", "--aux-path=" + pair.dir)
+        guest.flush()
+        pair.wait_epochs(5)
+        pair.kill_primary()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        pair.check_takeover()
+        for disk in range(2):
+            assert pair.content(pair.backup, disk) == pair.content(pair.primary, disk), f"R5: disk {disk} differs"
+
+
+if all(map(shutil.which, ("nbdinfo", "nbdcopy", "fio"))):
+    slow(usual_tools_R4_R5)
 
 
 class Memory:
