@@ -326,13 +326,12 @@ static int replica_activate(struct replica *r, const uint8_t *state, size_t len,
     if (stream_put_end(&end) < 0)
         return error_set(err, "no memory");
     xen_note(x->log, "begun");
-    unmap(x);
-    xen_note(x->log, "unmapped");
     if (feed(x, state, len, deadline, err) < 0 || feed(x, end.data, end.len, deadline, err) < 0 ||
         await_answer(x, "running\n", deadline, err) < 0)
         return -1;
     xen_note(x->log, "told");
     x->active = true;
+    unmap(x); /* takes its time with a large guest: not before it runs */
     end_restore(x);
     return 0;
 }
