@@ -17,6 +17,7 @@ int bench_disk(int argc, char **argv);
 int bench_epoch(int argc, char **argv);
 int bench_record(int argc, char **argv);
 int bench_netbuf(int argc, char **argv);
+int bench_netbuf_queue(int argc, char **argv);
 
 /* A part of netbuf: the exit status. */
 int bench_netbuf_pgsql(void);

@@ -15,6 +15,7 @@ static const struct bench_verb verbs[] = {
     {"epoch", "[--json] [--kernel FILE --guest FILE]",
      "what a checkpoint costs the guest, by phase; with a kernel also on a QEMU guest", bench_epoch},
     {"netbuf", "[--json]", "what holding packets costs", bench_netbuf},
+    {"netbuf-queue", "[--json]", "what the nfqueue port costs beyond the kernel's queue", bench_netbuf_queue},
     {"record", "(--ram FILE | --shm ID) --output FILE [--seconds S] [--interval MS]",
      "record the pages that change in a mapped memory as a page trace", bench_record},
 };

@@ -271,6 +271,8 @@ static const struct key vm_keys[] = {
     {"guest-bridge", set_interface, VM(guest_bridge), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
     {"vif", set_interface, VM(vif), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
     {"nfqueue", set_number, VM(nfqueue), "0", "queues", 0, 65534, NULL},
+    {"netbuf", set_enum, VM(netbuf), "auto", "auto, frames, nfqueue or plug", 0, 0,
+     WORDS("auto", "frames", "nfqueue", "plug")},
     {"services", set_services, VM(services), NULL,
      "pgsql:PORT, mysql:PORT or dscp:MARK (1 to 63, once), at most 16 of them with blanks in between", 0, 0, NULL},
     {"open-when", set_enum, VM(open_when), "active", "active or in-transaction", 0, 0,
@@ -507,6 +509,10 @@ static int check_vm(const struct vm_config *vm, int end)
     if (*vm->services && !*vm->tap && !*vm->vif)
         return fail(line_of("services", end), vm,
                     "services needs tap or vif: without a network there are none");
+    if (vm->netbuf != NETBUF_AUTO && !*(vm->netbuf == NETBUF_FRAMES ? vm->tap : vm->vif))
+        return fail(line_of("netbuf", end), vm, "netbuf = frames needs tap; nfqueue and plug need vif");
+    if (vm->netbuf == NETBUF_PLUG && *vm->services)
+        return fail(line_of("services", line_of("netbuf", end)), vm, "services does not go with netbuf = plug, which cannot tell connections apart");
     if (strcmp(vm->platform, "xen") == 0 ? !*vm->tap != !*vm->guest_bridge && !*vm->vif : *vm->guest_bridge)
         return fail(line_of("guest-bridge", line_of("tap", end)), vm,
                     "tap and guest-bridge go together with platform = xen, and guest-bridge only there");

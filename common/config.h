@@ -22,6 +22,7 @@
 enum degrade_policy { DEGRADE_HOLD, DEGRADE_RELEASE, DEGRADE_STOP };
 enum takeover_policy { TAKEOVER_MANUAL, TAKEOVER_AUTOMATIC };
 enum open_when { OPEN_IN_TRANSACTION, OPEN_ACTIVE };
+enum netbuf { NETBUF_AUTO, NETBUF_FRAMES, NETBUF_NFQUEUE, NETBUF_PLUG };
 
 /*
  * One `vm NAME { ... }` section.  Strings are owned by the config and never NULL (empty when not
@@ -68,6 +69,7 @@ struct vm_config {
     unsigned nfqueue;         /* 0: with vif, the first of two netfilter queues */
     char *services;           /* for config_next_service(); "" = none */
     enum open_when open_when; /* active */
+    enum netbuf netbuf;       /* auto: what the host has */
 
     /* platform = qemu */
     char *qemu;               /* binary */

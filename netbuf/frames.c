@@ -30,6 +30,7 @@
 #include "port-common.h"
 
 #define BATCH 32u
+#define ROUNDS 16u /* of batches before the other side has its turn */
 #define SOCKET_BUFFER (1 << 20)
 #define QLEN_ENOUGH 256 /* net.unix.max_dgram_qlen below this throttles the guest */
 /*
@@ -341,6 +342,22 @@ static void wait_for_work(struct frames_port *f, struct pollfd fds[FDS], bool mo
     }
 }
 
+/* From the guest to the gate, from there to the network.  Returns true while there may be more to write at once. */
+static bool carry(struct frames_port *f, bool readable)
+{
+    bool more = true;
+
+    for (unsigned i = 0; i < ROUNDS && (readable || more); i++) {
+        if (readable) {
+            pthread_mutex_lock(&f->g.lock);
+            readable = read_guest(f) == BATCH;
+            pthread_mutex_unlock(&f->g.lock);
+        }
+        more = f->retry_at == 0 && write_released(f);
+    }
+    return more;
+}
+
 static void *frames_thread(void *arg)
 {
     struct frames_port *f = arg;
@@ -353,12 +370,7 @@ static void *frames_thread(void *arg)
         due = announce(f);
         poke_due = poke(f);
         due = poke_due < due ? poke_due : due;
-        if (fds[RX].revents) {
-            pthread_mutex_lock(&f->g.lock);
-            read_guest(f);
-            pthread_mutex_unlock(&f->g.lock);
-        }
-        more = f->retry_at == 0 && write_released(f);
+        more = carry(f, fds[RX].revents);
         if (fds[TAP].revents & POLLIN)
             read_network(f);
         write_guest(f);

@@ -193,7 +193,9 @@ static int open_queue(struct queue *q, unsigned number, size_t queue_bytes, stru
         return error_set(err, "nfqueue %u: in use by another process, or we are not root; take another number", number);
     case EINVAL:
     case EOPNOTSUPP:
-        return error_set(err, "nfqueue %u: this kernel has none; load the module nfnetlink_queue", number);
+        error_set(err, "nfqueue %u: this kernel has none; load the module nfnetlink_queue", number);
+        errno = EOPNOTSUPP;
+        return -1;
     default:
         return error_set(err, "nfqueue %u: %s", number, strerror(rc));
     }
@@ -564,14 +566,17 @@ static int make_rules(const struct nfqueue_port_config *cfg, bool bridged, struc
              " chain in { type filter hook postrouting priority 350; oifname \"%s\" queue num %u; }; }",
              v, v, v, v, bridged ? "bridge" : "inet", v, v, cfg->queue, v, cfg->queue + 1u);
     rc = posix_spawnp(&pid, argv[0], NULL, NULL, argv, no_environment);
-    if (rc)
-        return error_set(err, "vif %s: cannot run nft: %s; install nftables", v, strerror(rc));
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
+    while (rc == 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
         ;
-    if (status != 0)
-        return error_set(err, "vif %s: nft did not take the rules for its packets (see above); does this kernel have "
-                         "the modules nft_queue%s?", v, bridged ? " and nft_meta_bridge" : "");
-    return 0;
+    if (rc == 0 && status == 0)
+        return 0;
+    if (rc)
+        error_set(err, "vif %s: cannot run nft: %s; install nftables", v, strerror(rc));
+    else
+        error_set(err, "vif %s: nft did not take the rules for its packets (see above); does this kernel have "
+                  "the modules nft_queue%s?", v, bridged ? " and nft_meta_bridge" : "");
+    errno = EOPNOTSUPP;
+    return -1;
 }
 
 /* protocol 0: sends only. */
@@ -590,6 +595,7 @@ static int open_senders(struct nfqueue_port *f, const char *bridge, struct error
 int nfqueue_port_open(struct port **out, const struct nfqueue_port_config *cfg, struct error *err)
 {
     struct nfqueue_port *f = calloc(1, sizeof(*f));
+    int rc;
 
     if (!f)
         return error_set(err, "nfqueue port: %s", strerror(ENOMEM));
@@ -609,6 +615,8 @@ int nfqueue_port_open(struct port **out, const struct nfqueue_port_config *cfg, 
     *out = &f->g.port;
     return 0;
 fail:
+    rc = errno;
     nfqueue_free(f);
+    errno = rc;
     return -1;
 }

@@ -231,6 +231,21 @@ void gate_port_stats(struct gate_port *port, struct port_stats *stats)
     memcpy(stats->by, g.by, sizeof(stats->by));
 }
 
+/* What stands in err, if anything, is why it is no other port. */
+static int open_plug(struct port **p, const struct plug_port_config *cfg, struct error *err)
+{
+#ifdef HAVE_NL
+    struct error why;
+
+    if (plug_port_open(p, cfg, &why) == 0)
+        return 0;
+    return error_set(err, "%s%s%s", err->text, err->text[0] ? "; " : "", why.text);
+#else
+    (void)p;
+    return err->text[0] ? -1 : error_set(err, "vif %s: this build has no netbuf = plug: libnl-route-3 was not there", cfg->vif);
+#endif
+}
+
 int port_open(struct port **p, const struct vm_config *cfg, const char *guest_path, const char *port_path, bool primary,
               struct error *err)
 {
@@ -256,8 +271,22 @@ int port_open(struct port **p, const struct vm_config *cfg, const char *guest_pa
         .open_active = open_active,
     };
 
+    struct plug_port_config plug = {
+        .vif = cfg->vif,
+        .bridge = cfg->guest_bridge,
+        .mac = cfg->mac,
+        .queue_bytes = cfg->net_queue_bytes,
+    };
+
+    err->text[0] = '\0';
+    if (*cfg->vif && cfg->netbuf != NETBUF_PLUG) {
+        if (nfqueue_port_open(p, &queue, err) == 0)
+            return 0;
+        if (errno != EOPNOTSUPP || cfg->netbuf == NETBUF_NFQUEUE || (services && *services))
+            return -1;
+    }
     if (*cfg->vif)
-        return nfqueue_port_open(p, &queue, err);
+        return open_plug(p, &plug, err);
     if (*cfg->tap)
         return frames_port_open(p, &frames, err);
     *p = null_port_new();

@@ -126,12 +126,30 @@ struct nfqueue_port_config {
     bool open_active;
 };
 
-/* Begins in hold. */
+/* Begins in hold.  -1 with EOPNOTSUPP: this host cannot, neither with another configuration. */
 int nfqueue_port_open(struct port **p, const struct nfqueue_port_config *cfg, struct error *err);
 
 /*
- * The port that a VM's configuration asks for: nfqueue with `vif`, frames with `tap`, else null.  guest_path, port_path: as in
- * struct frames_port_config.  primary: with its services; a backup's port only carries a takeover out.
+ * Packets that the kernel holds in a queue of kind plug, of the interface "ifb-VIF", to which what comes from the guest's interface
+ * is redirected.  Strict: there is no commit protection, and activate fails when connections would have to be reset.  The interface
+ * and the redirection stay when the port is closed: what was held then is held on, what passed passes on.
+ */
+struct plug_port_config {
+    const char *vif;     /* the guest's interface; may come later */
+    const char *bridge;  /* as above */
+    const char *mac;
+    size_t queue_bytes;  /* at the bound the kernel drops what the guest sends, and counts */
+};
+#define PLUG_IFB "ifb-%s"
+#define PLUG_VIF_MAX 11
+
+/* Begins in hold. */
+int plug_port_open(struct port **p, const struct plug_port_config *cfg, struct error *err);
+
+/*
+ * The port that a VM's configuration asks for: nfqueue or plug with `vif`, frames with `tap`, else null.  guest_path, port_path: as
+ * in struct frames_port_config.  primary: with its services; a backup's port only carries a takeover out.  With netbuf = auto, err
+ * says after success why it is no better one, or nothing.
  */
 int port_open(struct port **p, const struct vm_config *cfg, const char *guest_path, const char *port_path, bool primary,
               struct error *err);

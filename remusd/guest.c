@@ -72,7 +72,10 @@ static int open_port(struct protection *p, struct error *err)
 
     if (*p->cfg->tap && vm_net_paths(p->cfg, guest, port) < 0)
         return error_set(err, "run-dir '%s' is too long for a socket's name", p->cfg->run_dir);
-    return port_open(&p->port, p->cfg, guest, port, true, err);
+    if (port_open(&p->port, p->cfg, guest, port, true, err) < 0)
+        return -1;
+    log_info(p->cfg->name, "packets are held by: %s%s%s", p->port->ops->name, err->text[0] ? ", because " : "", err->text);
+    return 0;
 }
 
 /*

@@ -243,6 +243,10 @@ static const struct bad {
     {FAKE "vif = db1 mac = 52:54:00:12:34:56\n}\n", ":3: ", "platform = xen"},
     {"vm a {\nplatform = xen\nvif = db1\n}\n", ":3: ", "needs mac"},
     {"vm a {\nplatform = xen\nvif = db1 tap = tap0 guest-bridge = b mac = 52:54:00:12:34:56\n}\n", ":3: ", "without tap"},
+    {"vm a {\nplatform = xen\nvif = db1 mac = 52:54:00:12:34:56\nnetbuf = frames\n}\n", ":4: ", "needs tap"},
+    {FAKE "tap = t mac = 52:54:00:12:34:56\nnetbuf = plug\n}\n", ":4: ", "need vif"},
+    {"vm a {\nplatform = xen\nvif = db1 mac = 52:54:00:12:34:56\nnetbuf = plug\nservices = \"pgsql:1\"\n}\n", ":5: ", "connections apart"},
+    {"vm a { netbuf = ifb }\n", ":1: ", "auto, frames, nfqueue or plug"},
     {"vm a { platform = xen nfqueue = 65535 }\n", ":1: ", "from 0 to 65534"},
     {"vm db1 {\n}\n", ":2: vm db1: ", "kernel is missing"},
 };

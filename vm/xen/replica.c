@@ -40,7 +40,7 @@ static struct xen_replica *of(struct replica *r)
 
 extern char **environ;
 
-/* The program that restores: stdin is the stream, stdout its one line of answer, 3 the
+/* The program that restores: stdin is the stream, stdout its two lines of answer, 3 the
  * configuration. */
 static int start_restore(struct xen_replica *x, const struct xen_machine *m, struct error *err)
 {
@@ -252,12 +252,28 @@ static void replica_close(struct replica *r)
     free(x);
 }
 
+/* The word, or nothing and the reason in the log. */
+static int await_answer(struct xen_replica *x, const char *want, uint64_t deadline, struct error *err)
+{
+    uint64_t now = clock_ns();
+    struct pollfd p = {.fd = x->answer, .events = POLLIN};
+    char word[16] = "";
+
+    if (poll(&p, 1, now < deadline ? (int)((deadline - now) / NS_PER_MS) + 1 : 0) <= 0)
+        return error_set(err, "restoring the domain takes too long");
+    if (read(x->answer, word, sizeof(word) - 1) > 0 && strcmp(word, want) == 0)
+        return 0;
+    error_set(err, "restoring the domain failed");
+    return run_log_quote(x->log, err);
+}
+
 static int prepare(struct xen_replica *x, const struct xen_machine *m, struct error *err)
 {
     uint64_t deadline = clock_ns() + PREPARE_NS;
 
     if (start_restore(x, m, err) < 0 || feed_pages(x, m, deadline, err) < 0 ||
-        wait_for_memory(x, xen_machine_present(m), deadline, err) < 0)
+        wait_for_memory(x, xen_machine_present(m), deadline, err) < 0 ||
+        await_answer(x, "prepared\n", deadline, err) < 0)
         return -1;
     x->replica.memory = xen_domain_map(&x->domain, m->pages, m->ranges, m->range_count, true, err);
     if (!x->replica.memory)
@@ -299,20 +315,6 @@ static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_
     return rc;
 }
 
-/* "running", or nothing and the reason in the log. */
-static int await_answer(struct xen_replica *x, struct error *err)
-{
-    struct pollfd p = {.fd = x->answer, .events = POLLIN};
-    char word[16] = "";
-
-    if (poll(&p, 1, (int)(ACTIVATE_NS / NS_PER_MS)) <= 0)
-        return error_set(err, "restoring the domain takes too long");
-    if (read(x->answer, word, sizeof(word) - 1) > 0 && strcmp(word, "running\n") == 0)
-        return 0;
-    error_set(err, "restoring the domain failed");
-    return run_log_quote(x->log, err);
-}
-
 static int replica_activate(struct replica *r, const uint8_t *state, size_t len, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer end = {0};
@@ -323,10 +325,13 @@ static int replica_activate(struct replica *r, const uint8_t *state, size_t len,
         return -1;
     if (stream_put_end(&end) < 0)
         return error_set(err, "no memory");
+    xen_note(x->log, "begun");
     unmap(x);
+    xen_note(x->log, "unmapped");
     if (feed(x, state, len, deadline, err) < 0 || feed(x, end.data, end.len, deadline, err) < 0 ||
-        await_answer(x, err) < 0)
+        await_answer(x, "running\n", deadline, err) < 0)
         return -1;
+    xen_note(x->log, "told");
     x->active = true;
     end_restore(x);
     return 0;

@@ -18,11 +18,23 @@
 #ifndef REMUS_XEN_H
 #define REMUS_XEN_H
 
+#include <stdio.h>
+#include <time.h>
+
 #include "vm/vm.h"
 
 extern const struct vm_ops xen_vm_ops;
 extern const struct replica_ops xen_replica_ops;
 void xen_preflight(const struct vm_config *cfg, bool primary, struct json_t *lacks);
+
+/* When a step of a takeover was done, in RUN_DIR/NAME.restore.log: seconds of CLOCK_MONOTONIC, words. */
+static inline void xen_note(int fd, const char *step)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    dprintf(fd, "%lld.%06ld %s\n", (long long)t.tv_sec, t.tv_nsec / 1000, step);
+}
 
 #define XEN_RESTORE_PROGRAM "remus-xen-restore"
 #define XEN_REPLICA_SUFFIX "--replica" /* of the domain's name until its takeover */
