@@ -25,12 +25,15 @@
 #include "bench/trace.h"
 #include "common/cleanup.h"
 #include "common/clock.h"
+#include "compress/page-words.h"
 #include "compress/pagecodec.h"
 
 #define ROUNDS_MAX 99
 
 const struct codec_ops *const codecs[] = {&codec_remusd, &codec_remusd_zstd, &codec_xbzrle,
-                                          &codec_remus2011, &codec_lz4, &codec_xorlz4};
+                                          &codec_remus2011, &codec_lz4, &codec_xorlz4,
+                                          &codec_remusd_avx2, &codec_remusd_sse2,
+                                          &codec_remusd_plain};
 #define CODECS (sizeof(codecs) / sizeof(*codecs))
 
 struct replay {
@@ -167,6 +170,25 @@ static void print(const struct codec_ops *ops, struct result *result, const stru
                ops->name, t->changes, result->bytes, ratio, encode, decode);
 }
 
+/* `only`: names with commas between, or "all"; without it all but those for lesser processors. */
+static bool wanted(const struct codec_ops *ops, const char *only)
+{
+    size_t len = strlen(ops->name);
+
+    if (ops->vector && !page_words_named(ops->vector))
+        return false;
+    if (!only)
+        return !ops->vector;
+    if (strcmp(only, "all") == 0)
+        return true;
+    for (; only; only = strchr(only, ',')) {
+        only += *only == ',';
+        if (strncmp(only, ops->name, len) == 0 && (only[len] == ',' || !only[len]))
+            return true;
+    }
+    return false;
+}
+
 static int replay_all(const struct trace *t, const char *only, uint64_t cache_bytes, bool base,
                       int rounds, bool json)
 {
@@ -195,7 +217,7 @@ static int replay_all(const struct trace *t, const char *only, uint64_t cache_by
     rc = 0;
     for (int round = 0; rc == 0 && round < rounds; round++)
         for (size_t c = 0; rc == 0 && c < CODECS; c++)
-            if (!only || strcmp(only, codecs[c]->name) == 0)
+            if (wanted(codecs[c], only))
                 rc = replay_round(&r, codecs[c], &results[c], round);
     for (size_t c = 0; rc == 0 && c < CODECS; c++)
         if (results[c].bytes)
@@ -252,7 +274,7 @@ int bench_compress(int argc, char **argv)
         rounds > ROUNDS_MAX || cache_mib < 1 || cache_mib > 1 << 20) {
         fprintf(stderr,
                 "usage: %s (--trace FILE | --random PAGES) [--json] [--cache MIB] [--rounds N] "
-                "[--codec NAME] [--no-base]\n",
+                "[--codec NAME[,NAME...]|all] [--no-base]\n",
                 argv[0]);
         return 2;
     }

@@ -36,7 +36,8 @@ static void *remusd_create(const struct codec_ops *ops, const struct codec_confi
     r->guest_pages = config->guest_pages;
     r->enc = page_encoder_new(&ec);
     r->dec = page_decoder_new();
-    if (!r->enc || !r->dec) {
+    if (!r->enc || !r->dec || page_encoder_set_vector(r->enc, ops->vector) < 0 ||
+        page_decoder_set_vector(r->dec, ops->vector) < 0) {
         remusd_destroy(r);
         return NULL;
     }
@@ -97,3 +98,9 @@ static int remusd_decode(void *state, const uint8_t *in, size_t len, const uint8
 
 const struct codec_ops codec_remusd = {.name = "remusd", REMUSD_OPS};
 const struct codec_ops codec_remusd_zstd = {.name = "remusd-zstd", REMUSD_OPS};
+const struct codec_ops codec_remusd_avx2 = {
+    .name = "remusd-avx2", .vector = "avx2", REMUSD_OPS};
+const struct codec_ops codec_remusd_sse2 = {
+    .name = "remusd-sse2", .vector = "sse2", REMUSD_OPS};
+const struct codec_ops codec_remusd_plain = {
+    .name = "remusd-plain", .vector = "plain", REMUSD_OPS};

@@ -17,6 +17,7 @@ struct codec_config {
 
 struct codec_ops {
     const char *name;
+    const char *vector; /* remusd's vector code, NULL: the best */
     void *(*create)(const struct codec_ops *ops, const struct codec_config *config);
     void (*destroy)(void *state);
     /* out has room for codec_bound(n).  Returns the length. */
@@ -41,5 +42,7 @@ size_t codec_bound(size_t n);
 extern const struct codec_ops codec_xbzrle, codec_remus2011, codec_lz4, codec_xorlz4;
 /* codec-remusd.c: compress/. */
 extern const struct codec_ops codec_remusd, codec_remusd_zstd;
+/* The same as codec_remusd, with the vector code of lesser processors. */
+extern const struct codec_ops codec_remusd_avx2, codec_remusd_sse2, codec_remusd_plain;
 
 #endif

@@ -84,6 +84,9 @@ void page_cache_expect(const struct page_cache *c, const uint64_t *pfns, size_t 
         __builtin_prefetch(&c->slot[s->prev], 1);
         __builtin_prefetch(&c->slot[s->next], 1);
     }
+    /* As many may have to make room. */
+    for (uint32_t s = c->slot[0].prev; page_cache_full(c) && s && n; s = c->slot[s].prev, n--)
+        __builtin_prefetch(&c->table[table_home(c, c->slot[s].pfn)]);
 }
 
 uint8_t *page_cache_get(struct page_cache *c, uint64_t pfn, bool *found, uint64_t *recycled)

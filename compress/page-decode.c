@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <errno.h>
 #include <inttypes.h>
 #include <lz4.h>
 #include <stdlib.h>
@@ -46,7 +47,7 @@ struct page_decoder *page_decoder_new(void)
         page_decoder_free(dec);
         return NULL;
     }
-    dec->words = page_words_best();
+    dec->words = page_words_named(NULL);
     page_decoder_reset(dec);
     return dec;
 }
@@ -63,6 +64,18 @@ void page_decoder_reset(struct page_decoder *dec)
 {
     dec->fresh = true;
     dec->next_pfn = 0;
+}
+
+int page_decoder_set_vector(struct page_decoder *dec, const char *name)
+{
+    const struct page_words_ops *words = page_words_named(name);
+
+    if (!words) {
+        errno = EINVAL;
+        return -1;
+    }
+    dec->words = words;
+    return 0;
 }
 
 void page_decoder_begin(struct page_decoder *dec)

@@ -22,6 +22,8 @@
 /* At most this share of the memory is for fingerprints; a page's take a tenth of its copy. */
 #define PRINTS_SHARE(bytes) ((bytes) / 5 * 2)
 #define PRINTS_BYTES (sizeof(struct page_prints) + 36) /* with the cache's overhead */
+/* One of so many lines tells whether a page is new. */
+#define NEW_LINES 16
 /* A page with more bytes left than this is tried the other way too, */
 #define RETRY_BYTES 2048
 /* ... and with more than this where the pages before repeat themselves. */
@@ -63,6 +65,7 @@ struct page_worker {
     uint8_t partial[PAGE_BYTES]; /* an old page, as far as it is known */
     uint8_t before[PAGE_BYTES]; /* the old copy of the page before, */
     uint64_t before_pfn;        /* which is this one; UINT64_MAX: none */
+    uint64_t new_pfn;           /* the last page with nothing of what was there before, as above */
 
     uint8_t entries[PAGE_BLOCK_MAX * PAGE_ENTRY_MAX];
     uint8_t extra[PAGE_BLOCK_MAX * PAGE_EXTRA_MAX];
@@ -183,7 +186,7 @@ struct page_encoder *page_encoder_new(const struct page_encoder_config *config)
     if (!enc)
         return NULL;
     enc->guest_pages = config->guest_pages;
-    enc->words = page_words_best();
+    enc->words = page_words_named(NULL);
     enc->workers = calloc(threads, sizeof(*enc->workers));
     if (!enc->workers || caches_new(enc, bytes) < 0)
         goto fail;
@@ -236,6 +239,18 @@ void page_encoder_forget(struct page_encoder *enc, uint64_t pfn)
 void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec)
 {
     enc->codec = codec;
+}
+
+int page_encoder_set_vector(struct page_encoder *enc, const char *name)
+{
+    const struct page_words_ops *words = page_words_named(name);
+
+    if (!words) {
+        errno = EINVAL;
+        return -1;
+    }
+    enc->words = words;
+    return 0;
 }
 
 void page_encoder_begin(struct page_encoder *enc)
@@ -521,8 +536,12 @@ static enum page_kind encode_printed(const struct page_encoder *enc, struct page
     if (differ == 0)
         return PAGE_UNCHANGED;
     if (__builtin_popcountll(differ) > MOVED_LINES) {
-        if (page_moves_find_lines(&w->moves, enc->words, enc->key, page, differ, old,
-                                  w->predicted) < KNOWN_WORDS)
+        unsigned words = page_moves_find_lines(&w->moves, enc->words, enc->key, page, differ, old,
+                                               w->predicted);
+
+        if (words == 0)
+            w->new_pfn = w->pfns[i];
+        if (words < KNOWN_WORDS)
             return encode_alone(enc, page, s);
         return put_moved(enc, w, page, s);
     }
@@ -561,6 +580,13 @@ static void prefetch_next(struct page_worker *w, size_t i)
     prefetch_prints(w->left[i]);
 }
 
+static void make_prints(const struct page_encoder *enc, const uint8_t *page,
+                        struct page_prints *prints)
+{
+    enc->words->prints(page, 0, PAGE_LINES, enc->key, prints);
+    prints->absent = false;
+}
+
 /* In two parts: for the whole, compilers take a block copy that is slow to begin. */
 static void copy_prints(struct page_prints *to, const struct page_prints *from)
 {
@@ -568,24 +594,50 @@ static void copy_prints(struct page_prints *to, const struct page_prints *from)
     memcpy(to->low, from->low, sizeof(to->low));
 }
 
+/*
+ * A log that goes through its pages once more, a file read into them: behind a page with nothing of
+ * what was there before is another.  Then some lines are enough to see it, and its fingerprints,
+ * which nobody would find again, are left out.
+ */
+static bool is_new(const struct page_encoder *enc, struct page_worker *w, size_t i)
+{
+    const struct page_prints *old = w->prints[i];
+    struct page_prints now;
+
+    if (!w->known[i] || w->new_pfn == UINT64_MAX || w->new_pfn + 1 != w->pfns[i])
+        return false;
+    for (int l = NEW_LINES / 2; !old->absent && l < PAGE_LINES; l += NEW_LINES) {
+        enc->words->prints(w->pages[i], l, l + 1, enc->key, &now);
+        if (now.high[l] == old->high[l])
+            return false;
+    }
+    return true;
+}
+
 /* A page of which the cache holds no copy; makes it hold one. */
 static enum page_kind encode_cold(const struct page_encoder *enc, struct page_worker *w, size_t i,
                                   struct sections *s)
 {
+    struct page_prints *prints = w->prints[i], old;
+    bool known = w->known[i] && !prints->absent, new = is_new(enc, w, i);
     const uint8_t *page = w->pages[i];
-    struct page_prints old;
     enum page_kind kind;
 
-    if (w->known[i])
-        copy_prints(&old, w->prints[i]);
+    w->stats.hits += known;
+    if (new) {
+        prints->absent = true;
+        w->new_pfn = w->pfns[i];
+    } else if (known) {
+        copy_prints(&old, prints);
+    }
     prefetch(w->next, 0);
     if (w->left[i])
-        enc->words->prints(w->copies[i], enc->key, w->left[i]);
+        make_prints(enc, w->copies[i], w->left[i]);
     prefetch(w->next, STEP_LINES);
-    if (w->prints[i])
-        enc->words->prints(page, enc->key, w->prints[i]);
+    if (prints && !new)
+        make_prints(enc, page, prints);
     prefetch(w->next, 2 * STEP_LINES);
-    kind = w->known[i] ? encode_printed(enc, w, i, &old, s) : encode_alone(enc, page, s);
+    kind = known && !new ? encode_printed(enc, w, i, &old, s) : encode_alone(enc, page, s);
     prefetch(w->next, 3 * STEP_LINES);
     if (w->copies[i])
         enc->words->copy(w->copies[i], page);
@@ -673,12 +725,12 @@ ssize_t page_encode_planned(struct page_encoder *enc, unsigned thread, uint8_t *
         errno = EINVAL;
         return -1;
     }
-    w->before_pfn = UINT64_MAX;
+    w->before_pfn = w->new_pfn = UINT64_MAX;
     for (size_t i = 0; i < w->n; i++) {
         enum page_kind kind;
 
         prefetch_next(w, i + 1);
-        w->stats.hits += w->found[i] || w->known[i];
+        w->stats.hits += w->found[i];
         kind = w->found[i] ? encode_known(enc, w, i, &s) : encode_cold(enc, w, i, &s);
         if (kind == PAGE_RAW)
             w->raw[raws++] = w->pages[i];

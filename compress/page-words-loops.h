@@ -75,9 +75,10 @@ TARGET static void ISA(differ)(const uint8_t *page, const uint8_t *old, uint8_t 
         words[i] = line_words(page + i * PAGE_LINE_BYTES, old + i * PAGE_LINE_BYTES);
 }
 
-TARGET static void ISA(prints)(const uint8_t *page, const uint64_t *key, struct page_prints *prints)
+TARGET static void ISA(prints)(const uint8_t *page, int from, int to, const uint64_t *key,
+                               struct page_prints *prints)
 {
-    for (int i = 0; i < PAGE_LINES; i++) {
+    for (int i = from; i < to; i++) {
         uint64_t print = line_print(page + i * PAGE_LINE_BYTES, key);
 
         prints->high[i] = (uint32_t)(print >> 16);
@@ -130,7 +131,7 @@ TARGET static unsigned ISA(stride)(const uint8_t *page, unsigned likely)
         least += (unsigned)popcount64(line_nonzero(page + 8 * stride_samples[i]));
     least = least * 3 / 4;
     if (likely && (differ = ISA(sample)(page, likely, least)) < least) {
-        if (differ <= least / 4)
+        if (differ <= least / 2)
             return likely;
         least = differ;
         best = likely;

@@ -28,22 +28,31 @@ INLINE void store64(uint8_t *p, uint64_t v)
     memcpy(p, &v, 8);
 }
 
-/* Bytes of m with 5 bits or more become 0xff. */
-INLINE uint64_t widen(uint64_t m)
+/* How many bits are set in each byte. */
+INLINE uint64_t byte_counts(uint64_t m)
 {
     uint64_t c = m - (m >> 1 & EACH_BYTE(0x55));
 
     c = (c & EACH_BYTE(0x33)) + (c >> 2 & EACH_BYTE(0x33));
-    c = (c + (c >> 4)) & EACH_BYTE(0x0f);
-    return m | ((c + EACH_BYTE(3)) >> 3 & EACH_BYTE(1)) * 0xff;
+    return (c + (c >> 4)) & EACH_BYTE(0x0f);
+}
+
+/* Bytes of m with 5 bits or more become 0xff. */
+INLINE uint64_t widen(uint64_t m)
+{
+    return m | ((byte_counts(m) + EACH_BYTE(3)) >> 3 & EACH_BYTE(1)) * 0xff;
+}
+
+/* Bit j is the highest of byte j of m, which has no others. */
+INLINE unsigned bits_of(uint64_t m)
+{
+    return (unsigned)((m >> 7) * UINT64_C(0x0102040810204080) >> 56);
 }
 
 /* Bit j set when byte j of m is not zero. */
 INLINE unsigned nonzero_bytes(uint64_t m)
 {
-    uint64_t high = (((m & EACH_BYTE(0x7f)) + EACH_BYTE(0x7f)) | m) & EACH_BYTE(0x80);
-
-    return (unsigned)((high >> 7) * UINT64_C(0x0102040810204080) >> 56);
+    return bits_of((((m & EACH_BYTE(0x7f)) + EACH_BYTE(0x7f)) | m) & EACH_BYTE(0x80));
 }
 
 INLINE uint64_t subtract_bytes(uint64_t a, uint64_t b)
@@ -86,74 +95,6 @@ INLINE uint64_t scatter_plain(uint64_t v, unsigned b)
     return out;
 }
 
-/*
- * One line, word by word; GATHER and SCATTER move the bytes whose bits are set to the low end and
- * back.
- */
-#define DEFINE_LINE_BY_WORDS(suffix, target, GATHER, SCATTER, POPCOUNT)                            \
-    target INLINE void line_take_##suffix(const uint8_t *page, const uint8_t *guess,               \
-                                          uint64_t mask, bool difference,                          \
-                                          struct page_parts *parts)                                \
-    {                                                                                              \
-        unsigned words;                                                                            \
-                                                                                                   \
-        mask = widen(mask);                                                                        \
-        words = nonzero_bytes(mask);                                                               \
-        *parts->words++ = (uint8_t)words;                                                          \
-        if (mask == UINT64_MAX) {                                                                  \
-            memset(parts->bytes, 0xff, 8);                                                         \
-            memcpy(parts->data, page, PAGE_LINE_BYTES);                                            \
-            parts->bytes += 8;                                                                     \
-            parts->data += PAGE_LINE_BYTES;                                                        \
-            return;                                                                                \
-        }                                                                                          \
-        for (; words; words &= words - 1) {                                                        \
-            int at = 8 * __builtin_ctz(words);                                                     \
-            unsigned b = mask >> at & 0xff;                                                        \
-            uint64_t v = load64(page + at);                                                        \
-                                                                                                   \
-            *parts->bytes++ = (uint8_t)b;                                                          \
-            if (b != 0xff) {                                                                       \
-                if (difference)                                                                    \
-                    v = subtract_bytes(v, load64(guess + at));                                     \
-                v = GATHER(v, b);                                                                  \
-            }                                                                                      \
-            store64(parts->data, v);                                                               \
-            parts->data += POPCOUNT(b);                                                            \
-        }                                                                                          \
-    }                                                                                              \
-                                                                                                   \
-    target INLINE void line_put_##suffix(uint8_t *page, const uint8_t *guess, bool difference,     \
-                                         struct page_parts *parts)                                 \
-    {                                                                                              \
-        unsigned words = *parts->words++;                                                          \
-                                                                                                   \
-        if (words == 0xff && load64(parts->bytes) == UINT64_MAX) {                                 \
-            memcpy(page, parts->data, PAGE_LINE_BYTES);                                            \
-            parts->bytes += 8;                                                                     \
-            parts->data += PAGE_LINE_BYTES;                                                        \
-            return;                                                                                \
-        }                                                                                          \
-        if (page != guess)                                                                         \
-            memcpy(page, guess, PAGE_LINE_BYTES);                                                  \
-        for (; words; words &= words - 1) {                                                        \
-            int at = 8 * __builtin_ctz(words);                                                     \
-            unsigned b = *parts->bytes++;                                                          \
-            uint64_t v = load64(parts->data), old = load64(page + at);                             \
-                                                                                                   \
-            if (b != 0xff) {                                                                       \
-                uint64_t mask = expand_mask(b);                                                    \
-                                                                                                   \
-                v = SCATTER(v, b);                                                                 \
-                if (difference)                                                                    \
-                    v = add_bytes(v, old);                                                         \
-                v = (v & mask) | (old & ~mask);                                                    \
-            }                                                                                      \
-            store64(page + at, v);                                                                 \
-            parts->data += POPCOUNT(b);                                                            \
-        }                                                                                          \
-    }
-
 /* Plain C */
 
 INLINE uint64_t line_differs_plain(const uint8_t *a, const uint8_t *b)
@@ -183,9 +124,7 @@ INLINE uint64_t line_nonzero_plain(const uint8_t *a)
 
 INLINE int popcount_plain(uint64_t v)
 {
-    v = v - (v >> 1 & EACH_BYTE(0x55));
-    v = (v & EACH_BYTE(0x33)) + (v >> 2 & EACH_BYTE(0x33));
-    return (int)(((v + (v >> 4)) & EACH_BYTE(0x0f)) * EACH_BYTE(1) >> 56);
+    return (int)(byte_counts(v) * EACH_BYTE(1) >> 56);
 }
 
 INLINE bool print_is(const struct page_prints *prints, unsigned line, uint64_t print)
@@ -212,7 +151,68 @@ INLINE uint64_t line_print_plain(const uint8_t *line, const uint64_t *key)
     return print_of(high, low);
 }
 
-DEFINE_LINE_BY_WORDS(plain, , gather_plain, scatter_plain, popcount_plain)
+/* One line, word by word. */
+INLINE void line_take_plain(const uint8_t *page, const uint8_t *guess, uint64_t mask,
+                            bool difference, struct page_parts *parts)
+{
+    unsigned words;
+
+    mask = widen(mask);
+    words = nonzero_bytes(mask);
+    *parts->words++ = (uint8_t)words;
+    if (mask == UINT64_MAX) {
+        memset(parts->bytes, 0xff, 8);
+        memcpy(parts->data, page, PAGE_LINE_BYTES);
+        parts->bytes += 8;
+        parts->data += PAGE_LINE_BYTES;
+        return;
+    }
+    for (; words; words &= words - 1) {
+        int at = 8 * __builtin_ctz(words);
+        unsigned b = mask >> at & 0xff;
+        uint64_t v = load64(page + at);
+
+        *parts->bytes++ = (uint8_t)b;
+        if (b != 0xff) {
+            if (difference)
+                v = subtract_bytes(v, load64(guess + at));
+            v = gather_plain(v, b);
+        }
+        store64(parts->data, v);
+        parts->data += popcount_plain(b);
+    }
+}
+
+INLINE void line_put_plain(uint8_t *page, const uint8_t *guess, bool difference,
+                           struct page_parts *parts)
+{
+    unsigned words = *parts->words++;
+
+    if (words == 0xff && load64(parts->bytes) == UINT64_MAX) {
+        memcpy(page, parts->data, PAGE_LINE_BYTES);
+        parts->bytes += 8;
+        parts->data += PAGE_LINE_BYTES;
+        return;
+    }
+    if (page != guess)
+        memcpy(page, guess, PAGE_LINE_BYTES);
+    for (; words; words &= words - 1) {
+        int at = 8 * __builtin_ctz(words);
+        unsigned b = *parts->bytes++;
+        uint64_t v = load64(parts->data), old = load64(page + at);
+
+        if (b != 0xff) {
+            uint64_t mask = expand_mask(b);
+
+            v = scatter_plain(v, b);
+            if (difference)
+                v = add_bytes(v, old);
+            v = (v & mask) | (old & ~mask);
+        }
+        store64(page + at, v);
+        parts->data += popcount_plain(b);
+    }
+}
 
 #define ISA(name) plain_##name
 #define ISA_NAME "plain"
@@ -264,7 +264,7 @@ INLINE uint64_t line_nonzero_sse2(const uint8_t *a)
 #define popcount64 popcount_plain
 #include "compress/page-words-loops.h"
 
-/* AVX2, with BMI2 to gather and scatter the bytes of a word */
+/* AVX2; bytes are gathered and scattered by table */
 
 #define TARGET_AVX2 __attribute__((target("avx2,bmi2,popcnt")))
 
@@ -341,9 +341,128 @@ TARGET_AVX2 INLINE uint64_t line_print_avx2(const uint8_t *line, const uint64_t 
                     (uint64_t)_mm_cvtsi128_si64(_mm_unpackhi_epi64(both, both)));
 }
 
-#define GATHER_BMI2(v, b) _pext_u64(v, expand_mask(b))
-#define SCATTER_BMI2(v, b) _pdep_u64(v, expand_mask(b))
-DEFINE_LINE_BY_WORDS(avx2, TARGET_AVX2, GATHER_BMI2, SCATTER_BMI2, __builtin_popcount)
+/*
+ * For each b: the places of its bits in ascending order, a byte each, the rest 0 (pack); for each of
+ * its bits how many are below it, the rest 0 (spread).
+ */
+#define BITS_BELOW(b, i) ((unsigned)__builtin_popcount((b) & ((1u << (i)) - 1)))
+#define PACK_1(b, i) ((b) >> (i) & 1 ? UINT64_C(i) << 8 * BITS_BELOW(b, i) : 0)
+#define SPREAD_1(b, i) ((b) >> (i) & 1 ? (uint64_t)BITS_BELOW(b, i) << 8 * (i) : 0)
+#define ALL_8(f, b)                                                                                \
+    (f(b, 0) | f(b, 1) | f(b, 2) | f(b, 3) | f(b, 4) | f(b, 5) | f(b, 6) | f(b, 7))
+#define TABLE_4(f, b) ALL_8(f, (b) + 0u), ALL_8(f, (b) + 1u), ALL_8(f, (b) + 2u), ALL_8(f, (b) + 3u)
+#define TABLE_16(f, b) TABLE_4(f, b), TABLE_4(f, (b) + 4), TABLE_4(f, (b) + 8), TABLE_4(f, (b) + 12)
+#define TABLE_64(f, b)                                                                             \
+    TABLE_16(f, b), TABLE_16(f, (b) + 16), TABLE_16(f, (b) + 32), TABLE_16(f, (b) + 48)
+#define TABLE_256(f) TABLE_64(f, 0), TABLE_64(f, 64), TABLE_64(f, 128), TABLE_64(f, 192)
+
+/* One more: a table entry is read with what is behind it. */
+static const uint64_t pack[257] = {TABLE_256(PACK_1), 0};
+static const uint64_t spread[257] = {TABLE_256(SPREAD_1), 0};
+
+TARGET_AVX2 INLINE uint64_t shuffle_avx2(uint64_t v, const uint64_t *order)
+{
+    return (uint64_t)_mm_cvtsi128_si64(_mm_shuffle_epi8(
+        _mm_cvtsi64_si128((long long)v), _mm_loadu_si128((const __m128i *)order)));
+}
+
+/* All ones in each word of half a line whose bit is set. */
+TARGET_AVX2 INLINE __m256i half_mask_avx2(unsigned words)
+{
+    const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
+
+    return _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(words), bit), bit);
+}
+
+/*
+ * All words alike and no loop: which of them differ cannot be guessed.  What is written behind the
+ * bytes of a word is overwritten by those of the next.
+ */
+#define TAKE_WORD(at)                                                                              \
+    store64(parts->data + (before >> (at) & 0xff),                                                 \
+            shuffle_avx2(load64(page + (at)), &pack[mask >> (at) & 0xff]))
+
+TARGET_AVX2 INLINE void line_take_avx2(const uint8_t *page, const uint8_t *guess, uint64_t mask,
+                                       bool difference, struct page_parts *parts)
+{
+    uint8_t line[PAGE_LINE_BYTES];
+    uint64_t count = byte_counts(mask), full = (count + EACH_BYTE(3)) >> 3 & EACH_BYTE(1), before;
+    unsigned words;
+
+    mask |= full * 0xff;
+    count = (count & ~(full * 15)) | full << 3;
+    words = bits_of((count + EACH_BYTE(0x7f)) & EACH_BYTE(0x80));
+    *parts->words++ = (uint8_t)words;
+    store64(parts->bytes, shuffle_avx2(mask, &pack[words]));
+    parts->bytes += __builtin_popcount(words);
+    if (difference) {
+        unsigned part = ~bits_of(full << 7); /* the words that are not there whole */
+
+        for (int i = 0; i < 2; i++) {
+            __m256i v = _mm256_loadu_si256((const __m256i *)page + i);
+            __m256i old = _mm256_loadu_si256((const __m256i *)guess + i);
+
+            old = _mm256_and_si256(old, half_mask_avx2(part >> 4 * i));
+            _mm256_storeu_si256((__m256i *)line + i, _mm256_sub_epi8(v, old));
+        }
+        page = line;
+    } else if (!(words & (words - 1))) {
+        int at = 8 * __builtin_ctz(words);
+
+        store64(parts->data, shuffle_avx2(load64(page + at), &pack[mask >> at & 0xff]));
+        parts->data += __builtin_popcountll(mask);
+        return;
+    }
+    before = count * EACH_BYTE(1) << 8;
+    TAKE_WORD(0);
+    TAKE_WORD(8);
+    TAKE_WORD(16);
+    TAKE_WORD(24);
+    TAKE_WORD(32);
+    TAKE_WORD(40);
+    TAKE_WORD(48);
+    TAKE_WORD(56);
+    parts->data += __builtin_popcountll(mask);
+}
+
+#define PUT_WORD(at)                                                                               \
+    store64(line + (at), shuffle_avx2(load64(parts->data + (before >> (at) & 0xff)),               \
+                                      &spread[each >> (at) & 0xff]))
+
+TARGET_AVX2 INLINE void line_put_avx2(uint8_t *page, const uint8_t *guess, bool difference,
+                                      struct page_parts *parts)
+{
+    unsigned words = *parts->words++;
+    uint64_t each = shuffle_avx2(load64(parts->bytes), &spread[words]) & expand_mask(words);
+    uint64_t before = byte_counts(each) * EACH_BYTE(1) << 8;
+    uint8_t line[PAGE_LINE_BYTES];
+
+    PUT_WORD(0);
+    PUT_WORD(8);
+    PUT_WORD(16);
+    PUT_WORD(24);
+    PUT_WORD(32);
+    PUT_WORD(40);
+    PUT_WORD(48);
+    PUT_WORD(56);
+    for (int i = 0; i < 2; i++) {
+        const __m256i bit = _mm256_set1_epi64x((long long)UINT64_C(0x8040201008040201));
+        uint32_t half = (uint32_t)(each >> 32 * i);
+        /* Each bit of the mask to its byte: a byte of it to all of its word, then its bit alone. */
+        __m256i m = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128((int)half));
+        __m256i full = _mm256_cmpeq_epi64(m, _mm256_set1_epi64x(0xff));
+        __m256i old = _mm256_loadu_si256((const __m256i *)guess + i);
+        __m256i v = _mm256_loadu_si256((const __m256i *)line + i);
+
+        m = _mm256_shuffle_epi8(m, _mm256_setr_epi64x(0, EACH_BYTE(8), 0, EACH_BYTE(8)));
+        m = _mm256_cmpeq_epi8(_mm256_and_si256(m, bit), bit);
+        if (difference)
+            v = _mm256_add_epi8(v, _mm256_andnot_si256(full, old));
+        _mm256_storeu_si256((__m256i *)page + i, _mm256_blendv_epi8(old, v, m));
+    }
+    parts->bytes += __builtin_popcount(words);
+    parts->data += __builtin_popcountll(each);
+}
 
 #define ISA(name) avx2_##name
 #define ISA_NAME "avx2"
@@ -483,3 +602,12 @@ const struct page_words_ops *const *page_words_list(void)
 }
 
 #endif
+
+const struct page_words_ops *page_words_named(const char *name)
+{
+    const struct page_words_ops *const *ops = page_words_list();
+
+    while (name && *ops && strcmp((*ops)->name, name) != 0)
+        ops++;
+    return *ops;
+}

@@ -37,6 +37,7 @@
 struct page_prints {
     uint32_t high[PAGE_LINES];
     uint16_t low[PAGE_LINES];
+    bool absent; /* the encoder's: these are none */
 };
 
 /* Lines by their fingerprint: a table of line + 1 with linear probing; of equal lines the first. */
@@ -81,7 +82,9 @@ struct page_words_ops {
     /* Which words differ: byte i is that of line i. */
     void (*differ)(const uint8_t *page, const uint8_t *old, uint8_t words[PAGE_LINES]);
 
-    void (*prints)(const uint8_t *page, const uint64_t *key, struct page_prints *prints);
+    /* Of lines from..to-1. */
+    void (*prints)(const uint8_t *page, int from, int to, const uint64_t *key,
+                   struct page_prints *prints);
 
     /*
      * Looks for a line of the index among the 64 bytes from word i on, i from `from` to below `to`.
@@ -104,9 +107,7 @@ struct page_words_ops {
 /* Best first, those that this processor can run; ends with NULL.  The last is the plain one. */
 const struct page_words_ops *const *page_words_list(void);
 
-static inline const struct page_words_ops *page_words_best(void)
-{
-    return page_words_list()[0];
-}
+/* The one of this name; NULL when there is none or the processor cannot run it.  No name: the best. */
+const struct page_words_ops *page_words_named(const char *name);
 
 #endif

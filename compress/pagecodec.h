@@ -166,6 +166,12 @@ void page_encoder_forget(struct page_encoder *enc, uint64_t pfn);
 /* From the next block on.  The receiver needs no word of it. */
 void page_encoder_set_codec(struct page_encoder *enc, enum page_codec codec);
 
+/*
+ * For tests and measurements: uses the vector code of this name (avx512, avx2, sse2, plain) instead
+ * of the best that the processor has.  The bytes are the same.  -1 with errno EINVAL: not here.
+ */
+int page_encoder_set_vector(struct page_encoder *enc, const char *name);
+
 /* A new checkpoint begins. */
 void page_encoder_begin(struct page_encoder *enc);
 
@@ -205,6 +211,8 @@ void page_decoder_free(struct page_decoder *dec);
  * next.
  */
 void page_decoder_reset(struct page_decoder *dec);
+
+int page_decoder_set_vector(struct page_decoder *dec, const char *name); /* as the encoder's */
 
 /* A new checkpoint begins. */
 void page_decoder_begin(struct page_decoder *dec);

@@ -55,7 +55,7 @@ static void run(const struct page_words_ops *ops, const uint8_t *page, const uin
     o->bits = ops->popcount(page, PAGE_BYTES - 5);
     o->stride = ops->stride(page, 0);
     o->likely = ops->stride(page, 16);
-    ops->prints(old, key, &o->prints);
+    ops->prints(old, 0, PAGE_LINES, key, &o->prints);
     for (unsigned i = 0; i < PAGE_LINES; i += 3)
         index.line[o->prints.high[i] & 0xff] = (uint8_t)(i + 1);
     o->line = 1;
@@ -116,7 +116,7 @@ static void test_r4_vector_code_equals_plain(void **state)
 static void test_r2_fingerprints(void **state)
 {
     static uint8_t page[PAGE_BYTES];
-    struct page_prints first, again;
+    struct page_prints first = {0}, again = {0};
 
     (void)state;
     for (int i = 0; i < PAGE_BYTES; i++)
@@ -124,7 +124,7 @@ static void test_r2_fingerprints(void **state)
     for (const struct page_words_ops *const *ops = page_words_list(); *ops; ops++) {
         for (int i = 0; i < PAGE_KEY_WORDS; i++)
             key[i] = rnd();
-        (*ops)->prints(page, key, &first);
+        (*ops)->prints(page, 0, PAGE_LINES, key, &first);
         for (int i = 0; i < PAGE_LINES / 2; i++)
             assert_true(first.high[i] == first.high[i + PAGE_LINES / 2] &&
                         first.low[i] == first.low[i + PAGE_LINES / 2]);
@@ -132,7 +132,7 @@ static void test_r2_fingerprints(void **state)
             unsigned line = bit / 8 / PAGE_LINE_BYTES;
 
             page[bit / 8] ^= (uint8_t)(1u << bit % 8);
-            (*ops)->prints(page, key, &again);
+            (*ops)->prints(page, 0, PAGE_LINES, key, &again);
             page[bit / 8] ^= (uint8_t)(1u << bit % 8);
             assert_int_not_equal(first.high[line], again.high[line]);
             again.high[line] = first.high[line];
@@ -140,7 +140,7 @@ static void test_r2_fingerprints(void **state)
             assert_memory_equal(&first, &again, sizeof(first));
         }
         key[3]++;
-        (*ops)->prints(page, key, &again);
+        (*ops)->prints(page, 0, PAGE_LINES, key, &again);
         for (int i = 0; i < PAGE_LINES; i++)
             assert_int_not_equal(first.high[i], again.high[i]);
     }

@@ -227,6 +227,41 @@ static void test_r4_pages_that_left_the_cache(void **state)
 }
 
 /*
+ * R4: pages that are written anew each time go without fingerprints; as soon as something of them
+ * stays they have them again.
+ */
+static void test_r4_pages_written_anew(void **state)
+{
+    struct pair p = pair_new(PAGE_CODEC_OFF, GUEST / 3);
+    uint64_t sizes[6], before = 0, hits = 0;
+
+    (void)state;
+    for (int pass = 0; pass < 6; pass++) {
+        for (size_t at = 0; at < GUEST; at += GUEST / 10) {
+            uint8_t dirty[GUEST] = {0};
+
+            memset(dirty + at, 1, GUEST / 10);
+            for (size_t i = at; i < at + GUEST / 10; i++) {
+                uint8_t *page = p.guest + i * PAGE_BYTES;
+
+                for (size_t j = 0; pass < 4 && j < PAGE_BYTES; j++)
+                    page[j] = rnd() % 2 ? 0xff : (uint8_t)rnd();
+                page[rnd() % PAGE_BYTES]++;
+            }
+            ship(&p, dirty);
+        }
+        sizes[pass] = page_encoder_stats(p.enc)->bytes_out - before;
+        before += sizes[pass];
+        if (pass == 2)
+            hits = page_encoder_stats(p.enc)->hits;
+    }
+    assert_true(sizes[3] > GUEST * 2048);
+    assert_true(hits < GUEST / 10 * 13); /* not more than one of each run after the first time */
+    assert_true(sizes[5] < GUEST * 120);
+    pair_free(&p);
+}
+
+/*
  * R4: a block of a checkpoint that the receiver does not hold cannot be decoded, nor any after
  * it.
  */
@@ -430,6 +465,7 @@ int main(void)
         cmocka_unit_test(test_r4_replica_equals_guest),
         cmocka_unit_test(test_r4_pages_that_came_otherwise),
         cmocka_unit_test(test_r4_pages_that_left_the_cache),
+        cmocka_unit_test(test_r4_pages_written_anew),
         cmocka_unit_test(test_r4_lost_block_is_noticed),
         cmocka_unit_test(test_r10_damaged_blocks),
         cmocka_unit_test(test_r9_random_pages),

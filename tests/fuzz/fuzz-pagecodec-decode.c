@@ -10,8 +10,20 @@
 #include <string.h>
 
 #include "compress/page-block.h"
+#include "compress/page-words.h"
 
 #define GUEST 16
+
+/* Which vector code: by the input's length, so that each is tried. */
+static const char *vector(size_t len)
+{
+    const struct page_words_ops *const *list = page_words_list();
+    size_t n = 0;
+
+    while (list[n])
+        n++;
+    return list[len % n]->name;
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
@@ -55,6 +67,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     int n;
 
     check(dec && memory && pages && pfns);
+    page_decoder_set_vector(dec, vector(len));
     prime(dec, memory);
     page_decoder_begin(dec);
     /* A copy of exactly its size, so that reading beyond it is noticed. */

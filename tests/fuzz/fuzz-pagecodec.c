@@ -7,9 +7,21 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "compress/page-words.h"
 #include "compress/pagecodec.h"
 
 #define GUEST 12
+
+/* Which vector code: by the input's length, so that each is tried. */
+static const char *vector(size_t len)
+{
+    const struct page_words_ops *const *list = page_words_list();
+    size_t n = 0;
+
+    while (list[n])
+        n++;
+    return list[len % n]->name;
+}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
@@ -118,6 +130,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     page_encoder_reset(s->enc);
     page_encoder_set_codec(s->enc, config.codec);
     page_decoder_reset(s->dec);
+    page_encoder_set_vector(s->enc, vector(len));
+    page_decoder_set_vector(s->dec, vector(len + 1));
     memset(s->guest, 0, sizeof(s->guest));
     memset(s->replica, 0, sizeof(s->replica));
     for (; len >= 5; len -= 5, data += 5)
