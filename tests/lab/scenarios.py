@@ -16,7 +16,8 @@ IMAGE = f'/root/{GUEST}.img'
 
 
 def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramdisk='guest.cpio.gz', disk=False):
-    vif = f"vif = ['mac={MAC},bridge=rx0-guest,script=vif-remus']" if network else ''
+    where = 'bridge=rx0-guest' if network is True else network
+    vif = f"vif = ['mac={MAC},{where},script=vif-remus']" if network else ''
     if disk:
         vif += f"\ndisk = ['vdev=xvda,format=raw,script=block-remus,target={GUEST}']"
     for host in hosts:
@@ -222,6 +223,29 @@ def network(hosts):
     set_up_network(hosts)
     start_guest(hosts[0])
     start_daemons(hosts, GATE)
+    output_commit(hosts, 'frames')
+
+
+def network_nfqueue(hosts):
+    """The same with a vif that stays on the network's bridge, held by netfilter queues."""
+    kernel_holds(hosts, 'nfqueue')
+
+
+def network_plug(hosts):
+    """The same, held by a plug queue, which is there before the guest."""
+    kernel_holds(hosts, 'plug')
+
+
+def kernel_holds(hosts, port):
+    guest_config(hosts, 'lab.load=4,50', network='vifname=rx0,bridge=xenbr0')
+    start_daemons(hosts, ('vif = rx0', f'mac = "{MAC}"', 'guest-bridge = xenbr0', f'netbuf = {port}'))
+    # remusd looks for the guest when it is told to protect it, and its port then waits for the vif.
+    hosts[0].try_run(f'remusctl protect {GUEST}')
+    start_guest(hosts[0])
+    output_commit(hosts, port)
+
+
+def output_commit(hosts, port):
     hosts[1].write('/root/client.py', CLIENT)
     protect(hosts)
     hosts[1].start('python3 /root/client.py', '/var/log/client.log')
@@ -234,6 +258,8 @@ def network(hosts):
         return len(log)
     wait_for('answers of the guest', PATIENCE, lambda: answers() >= 10, 1)
     held = status(hosts[0])['net']
+    if held['port'] != port:
+        raise LabError(f'held by {held["port"]}, not by {port}')
     hosts[0].kill()
     before = answers()
     say(f'primary killed after {before} answers, held for p50 {held["hold_ms"]["p50"]} ms')
@@ -368,6 +394,7 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'operator': operator, 'shutdown': shutdown,
+ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-nfqueue': network_nfqueue,
+       'network-plug': network_plug, 'operator': operator, 'shutdown': shutdown,
        'database': database,
        'preflight': preflight}
