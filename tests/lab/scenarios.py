@@ -2,24 +2,27 @@
 """What the lab tries.  A scenario gets two hosts with remusd installed and nothing running; LabError fails it."""
 
 import json
+import os
 import random
 import re
+import statistics
 import time
 
 from xenlab import LabError, say, wait_for
 
-PATIENCE = 400  # seconds that anything may take on a busy machine
+PATIENCE = int(os.environ.get('LAB_PATIENCE', '400'))  # seconds that anything may take on a busy machine
 GUEST = 'g1'
 MAC, ADDRESS = '00:16:3e:00:00:51', '10.9.0.51'
 GATE = ('tap = rx0', f'mac = "{MAC}"', 'guest-bridge = rx0-guest')
+KERNEL_GATE = ('vif = rx0', f'mac = "{MAC}"', 'guest-bridge = xenbr0')
 IMAGE = f'/root/{GUEST}.img'
 
 
-def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramdisk='guest.cpio.gz', disk=False):
-    where = 'bridge=rx0-guest' if network is True else network
-    vif = f"vif = ['mac={MAC},{where},script=vif-remus']" if network else ''
+def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramdisk='guest.cpio.gz', disk=False, stock=False):
+    """stock: as xl's manual has it, without anything of remusd."""
+    vif = f"vif = ['mac={MAC},bridge={'xenbr0' if stock else 'rx0-guest,script=vif-remus'}']" if network else ''
     if disk:
-        vif += f"\ndisk = ['vdev=xvda,format=raw,script=block-remus,target={GUEST}']"
+        vif += f"\ndisk = ['vdev=xvda,format=raw,{f'target={IMAGE}' if stock else f'script=block-remus,target={GUEST}'}']"
     for host in hosts:
         host.write(f'/root/{GUEST}.cfg', f'''
 name = "{GUEST}"
@@ -52,7 +55,7 @@ while True:
     try:
         s.send(b"?")
         n = int(s.recv(100))
-        print(n, flush=True)
+        print(n, time.monotonic(), flush=True)
         if n <= last:
             print("BACKWARDS", last, n, flush=True)
         last = n
@@ -72,14 +75,15 @@ def start_guest(host, sign='LEDGER ok'):
     wait_for('the guest to work', PATIENCE, lambda: sign in host.console(GUEST), 1)
 
 
-def start_daemons(hosts, both=(), memory=128):
+def start_daemons(hosts, both=(), memory=128, watched=False):
     """hosts[0] protects, hosts[1] is its backup; slow heartbeats, since emulated processors are late."""
+    watch = f'{WATCHED} ' if watched else ''
     both = (f'memory = {memory}', *both)
     remus_config(hosts[0], f'backup = "{hosts[1].address}:7910"', 'interval = 500', 'heartbeat = 100',
                  'timeout = 5000', *both)
     remus_config(hosts[1], 'takeover = automatic', *both)
     hosts[1].start('remus-backupd -f -c /etc/remusd.conf', '/var/log/remus-backupd.log')
-    hosts[0].start('remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
+    hosts[0].start(f'{watch}remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
     for host in hosts:
         wait_for(f'the daemon on host {host.number}', PATIENCE,
                  lambda: host.try_run('remusctl list').returncode == 0, 0.5)
@@ -147,8 +151,8 @@ def takeover(hosts):
         raise LabError(f'the guest was seen at tick {seen} and goes on at {first}')
     if hosts[1].run('xl list').count(GUEST) != 1:
         raise LabError(f'domains left over:\n{hosts[1].run("xl list")}')
-    say(f'guest goes on at tick {first}; takeover {json.dumps(after["takeover"])}; '
-        f'pause {json.dumps(before["pause_ms"])}')
+    say(f'guest goes on at tick {first}; pause {json.dumps(before["pause_ms"])}')
+    steps(hosts[1], after['takeover'], 'no devices')
 
 
 def restart_guest(hosts):
@@ -159,6 +163,23 @@ def restart_guest(hosts):
     hosts[0].start('remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
     wait_for('remusd to be back', PATIENCE, lambda: hosts[0].try_run('remusctl list').returncode == 0, 0.5)
     protect(hosts)
+
+
+def steps(host, takeover, devices, answers=()):
+    """Where the time of a takeover went, from the decision on: a JSON line, milliseconds of each step."""
+    at = {}
+    for line in host.run(f'cat /run/remus/{GUEST}.restore.log').splitlines():
+        when, _, what = line.partition(' ')
+        if when.replace('.', '').isdigit():
+            at[what] = float(when) * 1000
+    before, parts = at['told'] - takeover['activate_ms'], {}
+    for what in ('begun', 'unmapped', 'restored', 'renamed', 'unpaused', 'told'):
+        parts[what], before = round(at[what] - before, 1), at[what]
+    first = [t * 1000 - at['unpaused'] for t in answers if t * 1000 > at['unpaused']]
+    if first:
+        parts['answers'] = round(first[0], 1)
+    print(json.dumps({'takeover': devices, 'takeover_ms': takeover['activate_ms'], 'detected_ms': takeover['detected_ms'],
+                      'steps_ms': parts}), flush=True)
 
 
 def epoch_of(host):
@@ -221,52 +242,53 @@ def network(hosts):
     """Output commit on a vif: no client sees the guest's count go down when the primary dies (R1)."""
     guest_config(hosts, 'lab.load=4,50', network=True)
     set_up_network(hosts)
-    start_guest(hosts[0])
-    start_daemons(hosts, GATE)
-    output_commit(hosts, 'frames')
+    lose_server(hosts, GATE)
 
 
-def network_nfqueue(hosts):
-    """The same with a vif that stays on the network's bridge, held by netfilter queues."""
-    kernel_holds(hosts, 'nfqueue')
+def network_kernel(hosts):
+    """The same, with the vif on the bridge to the network and its packets held by the kernel (R1)."""
+    guest_config(hosts, 'lab.load=4,50', network=True)
+    for host in hosts:
+        host.run(f'sed -i "s/bridge=rx0-guest/vifname=rx0,bridge=xenbr0/" /root/{GUEST}.cfg')
+    lose_server(hosts, (*KERNEL_GATE, 'netbuf = nfqueue'))
 
 
 def network_plug(hosts):
-    """The same, held by a plug queue, which is there before the guest."""
-    kernel_holds(hosts, 'plug')
-
-
-def kernel_holds(hosts, port):
-    guest_config(hosts, 'lab.load=4,50', network='vifname=rx0,bridge=xenbr0')
-    start_daemons(hosts, ('vif = rx0', f'mac = "{MAC}"', 'guest-bridge = xenbr0', f'netbuf = {port}'))
-    # remusd looks for the guest when it is told to protect it, and its port then waits for the vif.
+    """The same with a plug queue, which waits for the vif and has it before the guest runs (R1)."""
+    guest_config(hosts, 'lab.load=4,50', network=True)
+    for host in hosts:
+        host.run(f'sed -i "s/bridge=rx0-guest/vifname=rx0,bridge=xenbr0/" /root/{GUEST}.cfg')
+    start_daemons(hosts, (*KERNEL_GATE, 'netbuf = plug'))
     hosts[0].try_run(f'remusctl protect {GUEST}')
+    lose_server(hosts)
+
+
+def lose_server(hosts, gate=None):
     start_guest(hosts[0])
-    output_commit(hosts, port)
-
-
-def output_commit(hosts, port):
+    if gate:
+        start_daemons(hosts, gate)
     hosts[1].write('/root/client.py', CLIENT)
     protect(hosts)
     hosts[1].start('python3 /root/client.py', '/var/log/client.log')
 
     def answers():
         log = hosts[1].run('cat /var/log/client.log').splitlines()
-        bad = [line for line in log if not line.isdigit()]
+        bad = [line for line in log if not line[0].isdigit()]
         if bad:
             raise LabError(f'the client says {bad[0]}')
         return len(log)
     wait_for('answers of the guest', PATIENCE, lambda: answers() >= 10, 1)
     held = status(hosts[0])['net']
-    if held['port'] != port:
-        raise LabError(f'held by {held["port"]}, not by {port}')
     hosts[0].kill()
     before = answers()
     say(f'primary killed after {before} answers, held for p50 {held["hold_ms"]["p50"]} ms')
     taken = wait_state(hosts[1], 'active')
     wait_for('answers after the takeover', PATIENCE, lambda: answers() >= before + 10, 1)
     check_ledger(hosts[1].console(GUEST))
-    say(f'takeover with a vif: {json.dumps(taken["takeover"])}')
+    steps(hosts[1], taken['takeover'], 'vif', [float(line.split()[1]) for line in hosts[1].run('cat /var/log/client.log').splitlines()])
+
+
+CONNINFO = f'host={ADDRESS} user=postgres dbname=postgres connect_timeout=60'
 
 
 def acknowledged(host):
@@ -279,46 +301,102 @@ def progress(host, what, more):
     wait_for(what, PATIENCE, lambda: acknowledged(host) >= least, 1)
 
 
-def whole_disk(host):
+def start_database(hosts, watched=False, protected=True):
+    """PostgreSQL on a disk of ours, on hosts[0]; its clients, a bank's, are on the host that is not going to die."""
+    guest_config(hosts, memory=256, extra='', network=True, ramdisk='database.cpio', disk=True)
+    set_up_network(hosts)
+    hosts[0].run(f'cp --sparse=always /lab/database.disk {IMAGE}', 300)
+    start_daemons(hosts, DATABASE_GATE, memory=256, watched=watched)
+    start_guest(hosts[0], 'REMUS-GUEST-READY')
+    if protected:
+        hosts[0].run(f'remusctl protect {GUEST}')
+    hosts[1].run(f'/lab/ledger --init --conninfo "{CONNINFO}" --seconds 300', 400)
+
+
+DATABASE_GATE = (*GATE, f'disks = {{"{IMAGE}"}}')
+
+
+def lose_database(hosts):
+    """Kills hosts[0] at any moment while the clients work; what they were told is in the database of hosts[1]."""
+    primary, backup = hosts
+    wait_state(primary, 'protected')
+    backup.run('rm -f /root/ledger.log')
+    backup.start(f'/lab/ledger --conninfo "{CONNINFO}" --clients 4 --log /root/ledger.log', '/var/log/ledger.log')
+    backup.run('while ! [ -e /root/ledger.log ]; do sleep 0.1; done')
+    progress(backup, 'transactions', 20)
+    time.sleep(random.random() * 3)
+    before = status(primary)
+    primary.kill()
+    before['acknowledged'] = acknowledged(backup)
+    taken = wait_state(backup, 'active')['takeover']
+    progress(backup, 'transactions after the takeover', 20)
+    backup.run('kill -TERM $(pidof ledger); while pidof ledger; do sleep 0.1; done')
+    backup.run(f'/lab/ledger --verify --conninfo "{CONNINFO}" --log /root/ledger.log', 400)
+    return before, taken
+
+
+def check_image(host, image):
     """As after a power failure: the journal is replayed, then nothing may be wrong."""
-    host.run(f'xl destroy {GUEST}')
-    wait_for('the disk server to end', PATIENCE, lambda: host.try_run('pidof nbdkit').returncode, 0.5)
-    host.run(f'e2fsck -fp {IMAGE} || [ $? = 1 ]; e2fsck -fn {IMAGE}', 300)
+    host.run(f'e2fsck -fp {image} || [ $? = 1 ]; e2fsck -fn {image}', 300)
+
+
+def amcheck(host):
+    host.run(f'/lab/pg_amcheck -h {ADDRESS} -U postgres -d postgres --heapallindexed', 600)
 
 
 def database(hosts):
     """PostgreSQL on a protected disk: no acknowledged commit is lost with the primary host (R1, R2, R5)."""
-    clients, conninfo = hosts[1], f'host={ADDRESS} user=postgres dbname=postgres connect_timeout=60'
-    guest_config(hosts, memory=256, extra='', network=True, ramdisk='database.cpio', disk=True)
-    set_up_network(hosts)
-    hosts[0].run(f'cp --sparse=always /lab/database.disk {IMAGE}', 300)
-    start_daemons(hosts, (*GATE, f'disks = {{"{IMAGE}"}}'), memory=256)
-    start_guest(hosts[0], 'REMUS-GUEST-READY')
-    protect(hosts)
-    clients.run(f'/lab/ledger --init --conninfo "{conninfo}" --seconds 300', 400)
-    clients.start(f'/lab/ledger --conninfo "{conninfo}" --clients 4 --log /root/ledger.log', '/var/log/ledger.log')
-    clients.run('while ! [ -e /root/ledger.log ]; do sleep 0.1; done')
-    progress(clients, 'transactions', 20)
-    time.sleep(random.random() * 3)
-    before = status(hosts[0])
-    hosts[0].kill()
-    say(f'primary killed after {acknowledged(clients)} acknowledged transactions; '
+    start_database(hosts)
+    before, taken = lose_database(hosts)
+    say(f'primary killed after {before["acknowledged"]} acknowledged transactions; '
         f'{json.dumps({k: before[k] for k in ("pause_ms", "disks") if k in before})}')
-    taken = wait_state(hosts[1], 'active')
-    say(f'takeover with vif and disk: {json.dumps(taken["takeover"])}')
-    progress(clients, 'transactions after the takeover', 20)
-    clients.run('kill -TERM $(pidof ledger); while pidof ledger; do sleep 0.1; done')
-    verify = f'/lab/ledger --verify --conninfo "{conninfo}" --log /root/ledger.log'
-    clients.run(verify, 400)
-    whole_disk(hosts[1])
+    host = hosts[1]
+    steps(host, taken, 'vif and disk')
+    host.run(f'xl destroy {GUEST}')
+    wait_for('the disk server to end', PATIENCE, lambda: host.try_run('pidof nbdkit').returncode, 0.5)
+    check_image(host, IMAGE)
 
     # What the guest has in its memory might hide what the disk lacks.
-    hosts[1].run(f'cd /root; rm /var/log/xen/guest-{GUEST}*; sed -i -e "s/script=.*target=/target=/; s|target=.*\'|target={IMAGE}\'|" '
-                 f'-e "s/rx0-guest/xenbr0/" {GUEST}.cfg')
-    start_guest(hosts[1], 'REMUS-GUEST-READY')
-    clients.run(verify, 400)
-    clients.run(f'/lab/pg_amcheck -h {ADDRESS} -U postgres -d postgres --heapallindexed', 600)
-    say(f'{acknowledged(clients)} transactions acknowledged, none lost; database and file system are whole')
+    host.run(f'cd /root; rm /var/log/xen/guest-{GUEST}*; sed -i -e "s/script=.*target=/target=/; s|target=.*\'|target={IMAGE}\'|" '
+             f'-e "s/rx0-guest/xenbr0/" {GUEST}.cfg')
+    start_guest(host, 'REMUS-GUEST-READY')
+    host.run(f'/lab/ledger --verify --conninfo "{CONNINFO}" --log /root/ledger.log', 400)
+    amcheck(host)
+    say(f'{acknowledged(host)} transactions acknowledged, none lost; database and file system are whole')
+
+
+def kills(hosts):
+    """KILLS times in a row the host that has the database is lost, and comes back as its backup (R1, R2, R5)."""
+    rounds, logs = int(os.environ.get('KILLS', '3')), []
+    start_database(hosts)
+    for n in range(1, rounds + 1):
+        before, taken = lose_database(hosts)
+        dead, host = hosts
+        logs.append(host.run('cat /root/ledger.log'))
+        for i, log in enumerate(logs[:-1]):
+            host.write(f'/root/ledger-{i}.log', log)
+            host.run(f'/lab/ledger --verify --conninfo "{CONNINFO}" --log /root/ledger-{i}.log', 400)
+        host.run(f'xl pause {GUEST}; cp --sparse=always {IMAGE} /root/copy.img; xl unpause {GUEST}', 300)
+        check_image(host, '/root/copy.img')
+        amcheck(host)
+        print(json.dumps({'kill': n, 'system': 'remusd', 'acknowledged': log_count(logs), 'lost_acknowledged': 0,
+                          'fsck': 'clean', 'pg_amcheck': 'clean', 'takeover_ms': round(taken['activate_ms']),
+                          'checkpoints': before['checkpoints']}), flush=True)
+        say(f'kill {n} of {rounds}: {log_count(logs)} transactions acknowledged, none lost; database and file system are whole')
+        if n == rounds:
+            break
+        dead.boot()
+        dead.wait_booted()
+        dead.install(dead.tree)
+        hosts = [host, dead]
+        set_up_network([dead])
+        host.run('kill $(pidof remus-backupd); while pidof remus-backupd; do sleep 0.1; done >/dev/null; rm -f /root/copy.img')
+        start_daemons(hosts, DATABASE_GATE, memory=256)
+        host.run(f'remusctl protect {GUEST}')
+
+
+def log_count(logs):
+    return sum(log.count('\nack ') for log in logs)
 
 
 def self_test(hosts):
@@ -374,6 +452,201 @@ def preflight(hosts):
     expect(hosts[0], 'its disk xvda would not be replicated')
 
 
+def refused(hosts, why, goes_on_there=True):
+    """Asked to protect, remusd says why it does not; the guest is none the worse."""
+    hosts[0].run(f'remusctl protect {GUEST}')
+    said = wait_for(f'"{why}"', PATIENCE, lambda: why in (status(hosts[0])['last_error'] or '') and status(hosts[0])['last_error'], 0.5)
+    hosts[0].try_run(f'remusctl unprotect {GUEST}')
+    say(said)
+    if goes_on_there:
+        goes_on(hosts[0], 2)
+
+
+def restart(host, daemon, prefix=''):
+    host.run(f'kill $(pidof {daemon}); while pidof {daemon}; do sleep 0.1; done >/dev/null')
+    host.start(f'{prefix}{daemon} -f -c /etc/remusd.conf', f'/var/log/{daemon}.log')
+    wait_for(f'{daemon} to be back', PATIENCE, lambda: host.try_run('remusctl list').returncode == 0, 0.5)
+
+
+def bad_input(hosts):
+    """What goes wrong between Xen and remusd: one clear error each, and the guest goes on."""
+    guest_config(hosts)
+    start_guest(hosts[0])
+    start_daemons(hosts)
+
+    hosts[1].write('/root/big.cfg', 'name = "big"\ntype = "pvh"\nkernel = "/lab/vmlinux"\nmemory = 900\nmaxmem = 900\n')
+    hosts[1].run('xl create -p /root/big.cfg')
+    refused(hosts, 'MiB free')
+    hosts[1].run('xl destroy big')
+
+    restart(hosts[0], 'remusd', 'env XEN_PRETEND=4.11 LD_PRELOAD=/lab/xen-times.so ')
+    refused(hosts, '"xen 4.11 pvh"')
+    restart(hosts[0], 'remusd')
+
+    # Another one tracks its pages, as a migration does.
+    protect(hosts)
+    hosts[0].run("sed 's|^vm|run-dir = \"/run/remus-2\"\\nvm|' /etc/remusd.conf >/etc/remusd-2.conf; mkdir -p /run/remus-2")
+    hosts[0].start('remusd -f -c /etc/remusd-2.conf', '/var/log/remusd-2.log')
+    wait_for('the second remusd', PATIENCE, lambda: hosts[0].try_run('remusctl -R /run/remus-2 list').returncode == 0, 0.5)
+    hosts[0].run(f'remusctl -R /run/remus-2 protect {GUEST}')
+    said = wait_for('the second to be refused', PATIENCE,
+                    lambda: 'something else tracks' in hosts[0].try_run(f'remusctl -R /run/remus-2 --json status {GUEST}').stdout.decode())
+    hosts[0].run('kill $(cat /run/remus-2/remusd.pid 2>/dev/null || pgrep -f remusd-2.conf)')
+    held = epoch_of(hosts[0])
+    wait_for('checkpoints to go on', PATIENCE, lambda: said and epoch_of(hosts[0]) > held + 2, 0.5)
+    hosts[0].run(f'remusctl protect {GUEST}')  # again: nothing to do
+    goes_on(hosts[0], 2)
+    say('protected already: refused to another, nothing to do for the same')
+
+    domid = hosts[0].run(f'xl domid {GUEST}').strip()
+    hosts[0].run(f'xenstore-watch -n 3 /local/domain/{domid}/control/shutdown; xl destroy {GUEST}')
+    no_takeover(hosts, 'gone in the middle of a checkpoint')
+
+
+def devices(hosts):
+    """A replica's devices are attached ahead of its takeover, and go with it when there is none."""
+    guest_config(hosts, network=True, disk=True)
+    set_up_network(hosts)
+    hosts[0].run(f'truncate -s 16M {IMAGE}')
+    start_daemons(hosts, DATABASE_GATE)
+    start_guest(hosts[0])
+
+    def attached(count):
+        wait_for(f'{count} vif and {count} nbd device on the backup', PATIENCE, lambda: hosts[1].run(
+            'ls /sys/class/net | grep -c "^vif"; ls -d /sys/block/nbd*/pid 2>/dev/null | wc -l').split() == [str(count)] * 2, 0.5)
+    hosts[1].run('mv /etc/xen/scripts/block-remus /root')
+    refused(hosts, 'devices could not be attached')
+    attached(0)
+    hosts[1].run('mv /root/block-remus /etc/xen/scripts')
+    protect(hosts)
+    attached(1)
+    hosts[0].run(f'remusctl unprotect {GUEST}')
+    no_takeover(hosts, 'unprotect')
+    attached(0)
+    protect(hosts)
+    hosts[1].run('kill -9 $(pidof remus-backupd)')
+    wait_for('the replica to go', PATIENCE, lambda: GUEST not in hosts[1].run('xl list'), 0.5)
+    attached(0)
+    goes_on(hosts[0], 2)
+
+
+# --- beside xl remus ---
+
+TIMES = '/var/log/xen-times'
+WATCHED = f'env XEN_TIMES={TIMES} LD_PRELOAD=/lab/xen-times.so'
+PHASES = ('suspend_ms', 'copy_ms', 'resume_ms')
+
+
+def times(host):
+    """What tests/lab/xen-times.c has noted: (microseconds, event, number)."""
+    lines = [line.split() for line in host.run(f'cat {TIMES} 2>/dev/null || :').splitlines()]
+    return sorted((int(line[0]), line[1], int(line[2])) for line in lines)
+
+
+def checkpoints_of(events):
+    """Of each whole checkpoint: until the domain was seen suspended, until its resume was called, until that came back; and
+    what was mapped page by page meanwhile."""
+    found, at = [], {}
+    for when, what, n in events:
+        if what == 'scanned' and found:
+            found[-1].setdefault('mapped', n)
+        if what == 'request':
+            at = {}
+        at[what] = when
+        if what == 'resumed' and {'request', 'suspended', 'scanned', 'resume'} <= at.keys():
+            found.append(dict(zip(PHASES, ((at['suspended'] - at['request']) / 1000, (at['resume'] - at['suspended']) / 1000,
+                                           (when - at['resume']) / 1000))))
+    return found
+
+
+def measure(hosts, load, system, dirty, end):
+    """Some time of checkpoints as dom0's calls of Xen and the link see them, and the takeover; a JSON line."""
+    octets = 'cat /sys/class/net/eth1/statistics/tx_bytes'
+    wait_for('regular checkpoints', PATIENCE, lambda: len(checkpoints_of(times(hosts[0]))) >= 5, 1)
+    hosts[0].run(f': >{TIMES}')
+    sent = int(hosts[0].run(octets))
+    wait_for('30 checkpoints', PATIENCE, lambda: len(checkpoints_of(times(hosts[0]))) >= 30, 1)
+    sent = int(hosts[0].run(octets)) - sent
+    found = checkpoints_of(times(hosts[0]))
+    figures = {'system': system, 'load': load, 'checkpoints': len(found)}
+    for name in PHASES:
+        figures[name] = round(statistics.median(c[name] for c in found), 2)
+    figures['dirty_pages'] = dirty(found)
+    figures['bytes_per_checkpoint'] = sent // len(found)
+    hosts[0].kill()
+    figures['takeover_ms'] = round(end())
+    RESULTS.append(figures)
+    print(json.dumps(figures), flush=True)
+
+
+RESULTS = []
+
+
+def with_remusd(hosts, load):
+    measure(hosts, load, 'remusd', lambda _: status(hosts[0])['dirty_pages']['p50'],
+            lambda: wait_state(hosts[1], 'active')['takeover']['activate_ms'])
+    steps(hosts[1], status(hosts[1])['takeover'], 'vif and disk' if load == 'postgresql' else 'no devices')
+
+
+def with_xl(hosts, load):
+    """Nothing but xl: its stream goes through socat; that it has ended, the backup is told by hand."""
+    port = 8002
+    hosts[1].start(f'{WATCHED} socat -b 262144 TCP-LISTEN:{port},reuseaddr EXEC:"xl migrate-receive -r",setsid', '/var/log/receive.log')
+    hosts[0].start(f'{WATCHED} xl remus -F -n -d -i 500 -s "" {GUEST} "socat -b 262144 - TCP:{hosts[1].address}:{port}"', '/var/log/remus.log')
+
+    def end():
+        cut = float(hosts[1].run("python3 -c 'import os, time; print(time.monotonic()); os.kill('$(pidof socat)', 9)'"))
+        return wait_for('the replica to run', 60, lambda: [t / 1e3 - cut * 1e3 for t, what, _ in times(hosts[1]) if what == 'unpaused'], 1)[0]
+    measure(hosts, load, 'xl-remus', lambda found: statistics.median(c['mapped'] for c in found if 'mapped' in c), end)
+
+
+MEMORY = 'lab.load=2,4000'  # the same 512 pages, nearly all of them at each checkpoint
+
+
+def compare_remusd(hosts):
+    """remusd's figures: a guest that writes to memory."""
+    guest_config(hosts, MEMORY)
+    start_guest(hosts[0])
+    start_daemons(hosts, watched=True)
+    protect(hosts)
+    with_remusd(hosts, 'memory')
+
+
+def compare_xl(hosts):
+    """xl remus's figures, the same guest."""
+    guest_config(hosts, MEMORY, stock=True)
+    start_guest(hosts[0])
+    with_xl(hosts, 'memory')
+
+
+def compare_remusd_database(hosts):
+    """remusd's figures: PostgreSQL."""
+    start_database(hosts, watched=True)
+    wait_state(hosts[0], 'protected')
+    hosts[1].start(f'/lab/ledger --conninfo "{CONNINFO}" --clients 4 --log /root/ledger.log', '/var/log/ledger.log')
+    progress(hosts[1], 'transactions', 4)
+    with_remusd(hosts, 'postgresql')
+
+
+def compare_xl_database(hosts):
+    """xl remus's figures: PostgreSQL, whose disk and packets xl remus leaves alone here."""
+    guest_config(hosts, memory=256, extra='', network=True, ramdisk='database.cpio', disk=True, stock=True)
+    for host in hosts:
+        host.run(f'cp --sparse=always /lab/database.disk {IMAGE}', 300)
+    start_guest(hosts[0], 'REMUS-GUEST-READY')
+    hosts[1].run(f'/lab/ledger --init --conninfo "{CONNINFO}" --seconds 300', 400)
+    hosts[1].start(f'/lab/ledger --conninfo "{CONNINFO}" --clients 4 --log /root/ledger.log', '/var/log/ledger.log')
+    progress(hosts[1], 'transactions', 4)
+    with_xl(hosts, 'postgresql')
+
+
+def table():
+    """RESULTS for the README."""
+    keys = ('load', 'system', *PHASES, 'dirty_pages', 'bytes_per_checkpoint', 'takeover_ms')
+    lines = ['| ' + ' | '.join(keys) + ' |', '|' + ' --- |' * len(keys)]
+    return '\n'.join(lines + ['| ' + ' | '.join(str(r[k]) for k in keys) + ' |' for r in RESULTS])
+
+
 def clean_up(hosts):
     """Hosts that stay up: ends what an earlier scenario left."""
     for host in hosts:
@@ -394,7 +667,9 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-nfqueue': network_nfqueue,
-       'network-plug': network_plug, 'operator': operator, 'shutdown': shutdown,
-       'database': database,
-       'preflight': preflight}
+ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel, 'network-plug': network_plug,
+       'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
+       'devices': devices}
+COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
+           'compare-xl-database': compare_xl_database}
+MORE = {'kills': kills, **COMPARE}  # only by name

@@ -182,7 +182,8 @@ int main(int argc, char **argv)
         return fail("the domain could not be restored", r.rc);
     if (rc) {
         libxl_domain_destroy(r.ctx, r.domid, NULL);
-        return fail("the replica's devices could not be attached", rc);
+        return fail("the replica's devices could not be attached: NAME.restore.log in run-dir says why, and remusctl "
+                    "preflight on the backup may", rc);
     }
     if (say("prepared\n") < 0)
         return 1;
