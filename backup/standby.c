@@ -80,7 +80,11 @@ int standby_open_port(struct standby *s, struct error *err)
 
     if (*s->cfg->tap && vm_net_paths(s->cfg, guest, port) < 0)
         return error_set(err, "run-dir '%s' is too long for a socket's name", s->cfg->run_dir);
-    return port_open(&s->port, s->cfg, guest, port, false, err);
+    if (port_open(&s->port, s->cfg, guest, port, false, err) < 0)
+        return -1;
+    if (err->text[0])
+        log_info(s->cfg->name, "packets are held by: %s, because %s", s->port->ops->name, err->text);
+    return 0;
 }
 
 /* --- records --- */

@@ -39,6 +39,7 @@ struct link {
 struct link *link_new(struct chan *chan)
 {
     struct link *l = calloc(1, sizeof(*l));
+    pthread_mutexattr_t inherit;
     pthread_condattr_t attr;
 
     if (!l) {
@@ -47,7 +48,10 @@ struct link *link_new(struct chan *chan)
     }
     l->chan = chan;
     l->last_heard = clock_ns();
-    pthread_mutex_init(&l->send_lock, NULL);
+    pthread_mutexattr_init(&inherit);
+    pthread_mutexattr_setprotocol(&inherit, PTHREAD_PRIO_INHERIT);
+    pthread_mutex_init(&l->send_lock, &inherit);
+    pthread_mutexattr_destroy(&inherit);
     pthread_mutex_init(&l->beat_lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -128,13 +132,12 @@ static void *beat(void *arg)
         uint64_t due = clock_ns() + l->heartbeat_ns;
         struct timespec ts;
 
-        /* A sender that holds the lock is a sign of life by itself. */
-        if (pthread_mutex_trylock(&l->send_lock) == 0) {
-            if (l->last_sent + l->heartbeat_ns <= clock_ns() + l->heartbeat_ns / 8)
-                send_locked(l, PROTO_HEARTBEAT, 0, NULL, 0); /* a broken link shows in recv */
-            due = l->last_sent + l->heartbeat_ns;
-            pthread_mutex_unlock(&l->send_lock);
-        }
+        /* What a sender sends is a sign of life by itself; while this thread waits for it, it is as urgent. */
+        pthread_mutex_lock(&l->send_lock);
+        if (l->last_sent + l->heartbeat_ns <= clock_ns() + l->heartbeat_ns / 8)
+            send_locked(l, PROTO_HEARTBEAT, 0, NULL, 0); /* a broken link shows in recv */
+        due = l->last_sent + l->heartbeat_ns;
+        pthread_mutex_unlock(&l->send_lock);
         if (due <= clock_ns())
             due = clock_ns() + l->heartbeat_ns;
         ts = (struct timespec){(time_t)(due / NS_PER_S), (long)(due % NS_PER_S)};

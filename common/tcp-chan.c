@@ -17,6 +17,13 @@
 #include "clock.h"
 #include "config.h"
 
+#ifndef TCP_RTO_MIN_US
+#define TCP_RTO_MIN_US 45 /* linux/tcp.h */
+#endif
+/* Above the 40 ms that a peer may delay an acknowledgement, and twice within the default timeout (Linux has 200 ms): one lost segment
+ * is not a lost host. */
+#define RTO_MIN_US 80000
+
 struct tcp_chan {
     struct chan chan;
     int fd;
@@ -135,7 +142,7 @@ struct chan *tcp_accepted(int fd, struct error *err)
     struct sockaddr_storage sa;
     socklen_t len = sizeof(sa);
     struct tcp_chan *t = calloc(1, sizeof(*t));
-    int one = 1;
+    int one = 1, rto_us = RTO_MIN_US;
 
     if (!t || getpeername(fd, (struct sockaddr *)&sa, &len) < 0) {
         error_set(err, "accepted connection: %s", strerror(errno));
@@ -144,6 +151,7 @@ struct chan *tcp_accepted(int fd, struct error *err)
         return NULL;
     }
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+    setsockopt(fd, IPPROTO_TCP, TCP_RTO_MIN_US, &rto_us, sizeof(rto_us)); /* not before Linux 6.16 */
     t->chan.ops = &tcp_ops;
     t->fd = fd;
     name_peer(&t->chan, (struct sockaddr *)&sa, len);

@@ -352,8 +352,8 @@ static void show_primary(const json_t *vm)
     if (number_at(vm, "checkpoints") > 0)
         show_checkpoints(vm);
     if (json_is_object(json_object_get(vm, "net"))) {
-        printf("  %-15s%s frames held (%s), at most %s; out %s, in %s, dropped in %s, out %s\n", "network",
-               COUNT("net.held_frames"), OCTETS("net.held_bytes"), COUNT("net.held_max"),
+        printf("  %-15s%s: %s frames held (%s), at most %s; out %s, in %s, dropped in %s, out %s\n", "network",
+               or_dash(text_at(vm, "net.port")), COUNT("net.held_frames"), OCTETS("net.held_bytes"), COUNT("net.held_max"),
                COUNT("net.frames_out"), COUNT("net.frames_in"), COUNT("net.dropped_in"),
                COUNT("net.dropped_out"));
         printf("  %-15sheld for p50 %s ms, p99 %s ms; guest slowed by a full queue for %s ms\n", "",

@@ -91,10 +91,13 @@ class Frame:
 class Sink(threading.Thread):
     """The network behind a host: receives what the host lets out."""
 
+    MARK = b"up to here"
+
     def __init__(self, path):
         super().__init__(daemon=True)
         self.path = path
         self.frames = []
+        self.marked = threading.Event()
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.socket.bind(path)
         self.start()
@@ -107,7 +110,18 @@ class Sink(threading.Thread):
                 return
             if not data:
                 return
-            self.frames.append(Frame(data, time.monotonic()))
+            if data == self.MARK:
+                self.marked.set()
+            else:
+                self.frames.append(Frame(data, time.monotonic()))
+
+    def count(self):
+        """Of all that was sent to it so far, though this thread may not have read it yet."""
+        self.marked.clear()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as s:
+            s.sendto(self.MARK, self.path)
+        assert self.marked.wait(PATIENCE), "the sink reads nothing"
+        return len(self.frames)
 
     def beacons(self):
         return [f for f in list(self.frames) if f.ours and f.kind == 1]
@@ -434,6 +448,7 @@ class Pair:
         epoch = self.backup.wait_state("active")["takeover"]["epoch"]
         first = wait_for("the replica sends", self.backup.sink.beacons)[0].number
         assert first - 1 in [beacons_in(state) for state in self.proxy.ended[epoch]], (first, epoch)
+        self.primary.sink.count()
         told = [f.number for f in self.primary.sink.beacons()]
         assert not told or told[-1] < first, "R1: a client knows more than the replica"
         wait_for("the takeover is announced", lambda: any(f.announcement or not f.ours

@@ -31,12 +31,12 @@ def daemon_crashes(fault):
         pair.primary.wait_crash()
         guest = pair.primary.guest_pid()
         assert guest, "the guest must outlive remusd"
-        told = len(pair.primary.sink.frames)
+        told = pair.primary.sink.count()
         pair.backup.wait_state("suspect")
         pair.proxy.refuse = True  # R1: held until the backup has spoken
         pair.primary.start()
         pair.primary.wait_state("holding")
-        assert len(pair.primary.sink.frames) == told, "R1: released without the backup"
+        assert pair.primary.sink.count() == told, "R1: released without the backup"
         pair.proxy.refuse = False
         pair.primary.wait_state("protected")
         assert pair.primary.guest_pid() == guest
@@ -138,13 +138,13 @@ def backup_crashes_after_takeover_R3():
             if damage:
                 with open(path, "r+b") as f:
                     f.write(b"\xff")
-            told = len(pair.backup.sink.frames)
+            told = pair.backup.sink.count()
             pair.backup.start()
             pair.backup.wait_state("active")
             if damage:
                 assert "held" in (pair.backup.do("status")["last_error"] or ""), pair.backup.do("status")
                 time.sleep(0.3)
-                assert len(pair.backup.sink.frames) == told, "R3: packets left without the list"
+                assert pair.backup.sink.count() == told, "R3: packets left without the list"
             else:
                 wait_for("announced again", lambda: any(f.announcement or not f.ours
                                                         for f in list(pair.backup.sink.frames)[told:]))

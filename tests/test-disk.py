@@ -351,6 +351,39 @@ def what_was_read_travels_as_blocks_R2_R5(pair, disk, memory):
     pair.check_takeover()
 
 
+@slow
+@with_guest_memory
+def hosts_lost_with_references_in_flight_R2_R5(pair, disk, memory):
+    """The backup five times, at last the primary, each while a checkpoint with references is on its way."""
+    count, blocks = pair.proxy.filter, threading.Event()
+
+    def watch(way, kind, epoch, body):
+        if kind == "BLOCKS":
+            blocks.set()
+        return count(way, kind, epoch, body)
+
+    def send_references(at):
+        blocks.clear()
+        guest_reads(pair, disk, memory, at)
+        assert blocks.wait(PATIENCE), "no page travels as a block"
+        time.sleep(random.uniform(0, 0.02))
+
+    pair.proxy.filter = watch
+    for turn in range(5):
+        send_references(turn * 16 * BLOCK)
+        pair.backup.kill_daemon()
+        pair.backup.kill_guest()
+        pair.backup.start()
+        pair.primary.wait_state("protected")
+        pair.backup.wait_state("ready")
+    send_references(0)
+    pair.kill_primary()
+    pair.backup.wait_state("suspect")
+    pair.backup.do("takeover")
+    pair.check_takeover()
+    assert pair.content(pair.backup) == pair.content(pair.primary), "R5: the disk differs"
+
+
 @suite.test
 @with_guest_memory
 def wrong_block_on_the_backup_is_refused_R2_R10(pair, disk, memory):

@@ -27,9 +27,9 @@ def withheld_acknowledgement_holds_for_ever_R1():
         pair.proxy.filter = lambda way, kind, epoch, _: None if kind == "ACK" and epoch >= stop_at else 0
         wait_for("two are in flight", lambda: pair.primary.do("status")["in_flight"] == 2)
         time.sleep(0.2)
-        count = len(pair.primary.sink.frames)
+        count = pair.primary.sink.count()
         time.sleep(0.5)
-        assert len(pair.primary.sink.frames) == count, "frames left without an acknowledgement"
+        assert pair.primary.sink.count() == count, "frames left without an acknowledgement"
         assert pair.primary.do("status")["net"]["held_frames"] > 0
         pair.check_released()
 

@@ -60,7 +60,7 @@ def lose_link(pair):
 
 
 def released(pair):
-    return len(pair.primary.sink.frames)
+    return pair.primary.sink.count()
 
 
 def guest_is_ended(pair):

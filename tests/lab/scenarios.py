@@ -250,12 +250,23 @@ def network_kernel(hosts):
     guest_config(hosts, 'lab.load=4,50', network=True)
     for host in hosts:
         host.run(f'sed -i "s/bridge=rx0-guest/vifname=rx0,bridge=xenbr0/" /root/{GUEST}.cfg')
-    lose_server(hosts, KERNEL_GATE)
+    lose_server(hosts, (*KERNEL_GATE, 'netbuf = nfqueue'))
 
 
-def lose_server(hosts, gate):
+def network_plug(hosts):
+    """The same with a plug queue, which waits for the vif and has it before the guest runs (R1)."""
+    guest_config(hosts, 'lab.load=4,50', network=True)
+    for host in hosts:
+        host.run(f'sed -i "s/bridge=rx0-guest/vifname=rx0,bridge=xenbr0/" /root/{GUEST}.cfg')
+    start_daemons(hosts, (*KERNEL_GATE, 'netbuf = plug'))
+    hosts[0].try_run(f'remusctl protect {GUEST}')
+    lose_server(hosts)
+
+
+def lose_server(hosts, gate=None):
     start_guest(hosts[0])
-    start_daemons(hosts, gate)
+    if gate:
+        start_daemons(hosts, gate)
     hosts[1].write('/root/client.py', CLIENT)
     protect(hosts)
     hosts[1].start('python3 /root/client.py', '/var/log/client.log')
@@ -656,7 +667,7 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel,
+ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
        'devices': devices}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
