@@ -289,14 +289,19 @@ uint64_t disk_acked(struct disk *d, uint64_t epoch)
     return m->generation;
 }
 
-bool disk_find(struct disk *d, const uint8_t *page, struct proto_block *found)
+uint64_t disk_key(const struct disk *d, const uint8_t *page)
+{
+    return queue_read_key(&d->queue, page);
+}
+
+bool disk_find(struct disk *d, uint64_t key, const uint8_t *page, struct proto_block *found)
 {
     uint64_t acked = __atomic_load_n(&d->acked_generation, __ATOMIC_ACQUIRE), block;
     uint8_t content[QUEUE_BLOCK];
     const struct image *im;
     unsigned disk;
 
-    if (!acked || !queue_find_read(&d->queue, page, &disk, &block) || disk >= d->count)
+    if (!acked || !queue_find_read(&d->queue, key, &disk, &block) || disk >= d->count)
         return false;
     im = &d->images[disk];
     if (block > UINT32_MAX || (block + 1) * QUEUE_BLOCK > im->size || image_stamp_at(im, block * QUEUE_BLOCK) > acked ||

@@ -79,9 +79,10 @@ void disk_done(struct disk *d, size_t octets);
 /*
  * Read tracking, for a page of an epoch whose barrier has come.  True: the block holds exactly this, and nobody has written
  * to it since `generation`, which the backup has acknowledged.  So until that epoch is applied, too, the backup's image holds
- * it as soon as it holds `generation`.
+ * it as soon as it holds `generation`.  key: disk_key() of the page, asked for all pages of a batch first.
  */
-bool disk_find(struct disk *d, const uint8_t *page, struct proto_block *found);
+uint64_t disk_key(const struct disk *d, const uint8_t *page);
+bool disk_find(struct disk *d, uint64_t key, const uint8_t *page, struct proto_block *found);
 
 /* After the barrier of `epoch`, and when disk_take has given 0 for it. */
 uint64_t disk_end(struct disk *d, uint64_t epoch);

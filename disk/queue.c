@@ -312,10 +312,19 @@ void queue_note_read(struct queue *q, unsigned disk, uint64_t block, const uint8
     STORE(&r->key, key);
 }
 
-bool queue_find_read(const struct queue *q, const uint8_t *content, unsigned *disk, uint64_t *block)
+uint64_t queue_read_key(const struct queue *q, const uint8_t *content)
 {
-    uint64_t key = q->read_count ? content_key(content) : 0, place;
+    uint64_t key = q->read_count ? content_key(content) : 0;
+
+    if (key)
+        __builtin_prefetch(read_slot(q, key));
+    return key;
+}
+
+bool queue_find_read(const struct queue *q, uint64_t key, unsigned *disk, uint64_t *block)
+{
     struct queue_read *r;
+    uint64_t place;
 
     if (!key)
         return false;

@@ -77,7 +77,9 @@ bool queue_writable(const struct queue *q);
 #define QUEUE_BLOCK 4096u /* at a multiple of it */
 
 void queue_note_read(struct queue *q, unsigned disk, uint64_t block, const uint8_t *content);
-bool queue_find_read(const struct queue *q, const uint8_t *content, unsigned *disk, uint64_t *block);
+/* What to look a content up by, 0: not at all.  Asking for several keys before the first look-up hides the table's latency. */
+uint64_t queue_read_key(const struct queue *q, const uint8_t *content);
+bool queue_find_read(const struct queue *q, uint64_t key, unsigned *disk, uint64_t *block);
 
 /* --- remusd --- */
 

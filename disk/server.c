@@ -41,7 +41,8 @@ static int quote_log(const char *log, struct error *err)
 
 /*
  * Child of init, in a session of its own.  It holds `alive`, the end of a pipe, for as long as it lives.  The daemon has
- * threads: system calls only in the child.
+ * threads: system calls only in the child.  nbdkit's exitlast ends it together with its parent (PR_SET_PDEATHSIG): that must be init
+ * before it starts.
  */
 static int spawn(char **argv, int log, int null, int alive)
 {
@@ -49,12 +50,15 @@ static int spawn(char **argv, int log, int null, int alive)
     int status;
 
     if (child == 0) {
+        pid_t parent = getpid();
         sigset_t none;
 
         setsid();
         child = fork();
         if (child)
             _exit(child < 0);
+        while (getppid() == parent)
+            usleep(100);
         for (int s = 1; s < NSIG; s++)
             signal(s, s == SIGXFSZ ? SIG_IGN : SIG_DFL);
         sigemptyset(&none);
@@ -67,16 +71,16 @@ static int spawn(char **argv, int log, int null, int alive)
 }
 
 /* Once the server's number is in the queue, it listens. */
-static int await_start(const char *queue, int alive, struct error *err)
+static int await_start(const char *queue, int alive, const char *log, struct error *err)
 {
     uint64_t deadline = clock_ns() + START_NS;
     struct pollfd p = {.fd = alive, .events = POLLIN};
 
     while (!queue_server(queue)) {
         if (poll(&p, 1, 2) > 0)
-            return -1;
+            return quote_log(log, err);
         if (clock_ns() > deadline)
-            return error_set(err, "the disk server does not start");
+            return error_set(err, "the disk server did not start within %d s", (int)(START_NS / NS_PER_S));
     }
     return 0;
 }
@@ -118,8 +122,8 @@ int disk_server_start(const struct vm_config *cfg, bool standby, struct error *e
     close(alive[1]);
     if (rc < 0)
         error_set(err, "cannot start the disk server: %s", strerror(errno));
-    else if ((rc = await_start(queue, alive[0], err)) < 0)
-        quote_log(log_path, err);
+    else
+        rc = await_start(queue, alive[0], log_path, err);
     close(alive[0]);
     return rc;
 }

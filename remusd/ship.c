@@ -130,6 +130,7 @@ struct batch {
     struct engine *engine;
     uint64_t pfns[PAGE_THREADS_MAX * PAGE_BLOCK_MAX];
     const uint8_t *pages[PAGE_THREADS_MAX * PAGE_BLOCK_MAX];
+    uint64_t keys[PAGE_THREADS_MAX * PAGE_BLOCK_MAX]; /* disk_key() */
     size_t count;
     ssize_t length[PAGE_THREADS_MAX];
     struct buffer blocks; /* a BLOCKS record */
@@ -156,11 +157,13 @@ static int send_blocks(struct engine *e, struct digest *d, struct batch *b, cons
     buffer_clear(&b->blocks);
     if (may && buffer_reserve(&b->blocks, run->count * PROTO_BLOCK_LEN) < 0)
         return -1;
+    for (size_t i = 0; may && i < run->count; i++)
+        b->keys[i] = disk_key(e->disk, run->pages + i * PAGE_SIZE);
     for (size_t i = 0; i < run->count; i++) {
         const uint8_t *page = run->pages + i * PAGE_SIZE;
         struct proto_block block;
 
-        if (!may || !disk_find(e->disk, page, &block)) {
+        if (!may || !disk_find(e->disk, b->keys[i], page, &block)) {
             b->pfns[b->count] = run->pfns[i];
             b->pages[b->count++] = page;
             continue;

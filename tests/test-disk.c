@@ -238,46 +238,46 @@ static void test_page_is_a_block_only_as_the_backup_has_it_R5(void **state)
     assert_int_equal(image_open(&im, paths[0], true, &err), 0);
     assert_int_equal(disk_start(d, base, nobody, NULL, &err), 0);
     queue_note_read(&server, 0, 5, page);
-    assert_false(disk_find(d, page, &b)); /* nothing is acknowledged */
+    assert_false(disk_find(d, disk_key(d, page), page, &b)); /* nothing is acknowledged */
     disk_barrier(d, 1);
     disk_barrier(d, 2);
     disk_acked(d, 1);
-    assert_true(disk_find(d, page, &b));
+    assert_true(disk_find(d, disk_key(d, page), page, &b));
     assert_int_equal(b.disk, 0);
     assert_int_equal(b.block, 5);
     assert_true(b.generation == 0 && b.hash == XXH3_64bits(page, sizeof(page)));
     memcpy(other, page, sizeof(page));
     other[100]++; /* in no part that is hashed for the table */
-    assert_false(disk_find(d, other, &b));
+    assert_false(disk_find(d, disk_key(d, other), other, &b));
     /* The guest writes to the block, the same even: not before the backup has that. */
     image_stamp(&im, 5 * 4096, 4096, 4);
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     disk_acked(d, 2);
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     disk_barrier(d, 3); /* ends generation 4 */
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     disk_acked(d, 3);
-    assert_true(disk_find(d, page, &b) && b.generation == 4);
+    assert_true(disk_find(d, disk_key(d, page), page, &b) && b.generation == 4);
     assert_int_equal(pwrite(fd, other, sizeof(other), 5 * 4096), sizeof(other));
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     /* Hints that are wrong do no harm. */
     queue_note_read(&server, 0, DISK_SIZE / 4096, page);
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     queue_note_read(&server, 0, UINT64_C(1) << 52, page);
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     queue_note_read(&server, 7, 5, page);
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     /* A new link: nothing is acknowledged on it. */
     disk_stop(d);
     disk_finish(d);
     assert_int_equal(pwrite(fd, page, sizeof(page), 5 * 4096), sizeof(page));
     queue_note_read(&server, 0, 5, page);
-    assert_true(disk_find(d, page, &b));
+    assert_true(disk_find(d, disk_key(d, page), page, &b));
     assert_int_equal(disk_start(d, base, nobody, NULL, &err), 0);
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     disk_barrier(d, 4); /* the sync is not done: an acknowledgement of it means nothing yet */
     disk_acked(d, 4);
-    assert_false(disk_find(d, page, &b));
+    assert_false(disk_find(d, disk_key(d, page), page, &b));
     disk_stop(d);
     disk_finish(d);
     disk_close(d);
