@@ -28,6 +28,8 @@ static char config_path[64], output_path[64], run_dir[64];
 /* -- a daemon that writes what happens to it to stdout ----------------------------------------- */
 
 static unsigned posted;
+static pthread_t poster;
+static bool posting;
 static int stop_calls;
 
 static void say(const char *what)
@@ -58,8 +60,6 @@ static void *post(void *d)
 
 static int start(struct daemon *d, struct error *err)
 {
-    pthread_t thread;
-
     if (config_vm(d->config, "broken"))
         return error_set(err, "cannot start");
     if (config_vm(d->config, "guest")) { /* lives on when the daemon is killed */
@@ -77,7 +77,8 @@ static int start(struct daemon *d, struct error *err)
         close(ends[0]);
     }
     say("started");
-    return pthread_create(&thread, NULL, post, d) || pthread_detach(thread) ? -1 : 0;
+    posting = pthread_create(&poster, NULL, post, d) == 0;
+    return posting ? 0 : -1;
 }
 
 static void stop(struct daemon *d)
@@ -90,6 +91,8 @@ static void stop(struct daemon *d)
 
 static void free_all(struct daemon *d)
 {
+    if (posting) /* the loop is freed next */
+        pthread_join(poster, NULL);
     say(d->control ? "freed with the socket open" : "freed");
 }
 
