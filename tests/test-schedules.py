@@ -6,7 +6,7 @@ import random
 import time
 from functools import partial
 
-from remus_hosts import Pair, Suite, say
+from remus_hosts import Pair, Suite, say, wait_for
 
 disk = importlib.import_module("test-disk")
 suite = Suite()
@@ -74,8 +74,13 @@ def run_events(pair):
 
 
 def take_over(pair):
-    pair.backup.wait_state("suspect")
-    pair.backup.do("takeover")
+    """Once more when a connection that the primary opened before it died is seen only now, and looks like life."""
+    def taken():
+        state = pair.backup.state()
+        if state == "suspect":
+            pair.backup.request("takeover")
+        return state == "active"
+    wait_for("the backup runs the VM", taken)
 
 
 def schedule():
