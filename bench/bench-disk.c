@@ -457,14 +457,6 @@ static uint64_t sent(struct engine *e)
     return octets;
 }
 
-static double cpu_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
-    return (double)ts.tv_sec * 1e9 + (double)ts.tv_nsec;
-}
-
 /* data: what the pages get; NULL: what is read from `at` on. */
 static void scan_round(int nbd, int memory, uint64_t address, uint64_t at, const uint8_t *data)
 {
@@ -537,10 +529,10 @@ static int bench_reads(const char *dir, const char *fast, struct error *err)
     for (unsigned round = 0; round < SCAN_ROUNDS; round++) {
         make_rows(rows, sizeof(rows), 100 + round);
         for (int i = 0; i < TRACKINGS; i++) {
-            double before = cpu_ns();
+            uint64_t before = process_cpu_ns();
 
             scan_round(fds[i], memories[i], addresses[i], 0, rows);
-            cpu[i][round] = (cpu_ns() - before) / SCAN_PAGES;
+            cpu[i][round] = (double)(process_cpu_ns() - before) / SCAN_PAGES;
         }
     }
     for (int i = 0; i < TRACKINGS; i++)

@@ -23,7 +23,6 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "bench.h"
@@ -37,14 +36,6 @@
 #define WARM_MS 300
 #define RUN_MS 1500
 #define ROUNDS 4
-
-static uint64_t cpu_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
-    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
-}
 
 /* A namespace of its own, whose eth0 comes later. */
 static pid_t start_guest(void)
@@ -115,10 +106,10 @@ static int run_port(struct result *r)
     run_epochs(p, &epoch, clock_ns() + WARM_MS * NS_PER_MS);
     p->ops->stats(p, &before);
     began = clock_ns();
-    cpu = cpu_ns();
+    cpu = process_cpu_ns();
     run_epochs(p, &epoch, began + RUN_MS * NS_PER_MS);
     p->ops->stats(p, &after);
-    add(r, after.frames_out - before.frames_out, cpu_ns() - cpu, clock_ns() - began);
+    add(r, after.frames_out - before.frames_out, process_cpu_ns() - cpu, clock_ns() - began);
     p->ops->close(p);
     return 0;
 }
@@ -214,9 +205,9 @@ static int run_reader(struct result *r)
         return -1;
     read_until(fd, clock_ns() + WARM_MS * NS_PER_MS);
     began = clock_ns();
-    cpu = cpu_ns();
+    cpu = process_cpu_ns();
     frames = read_until(fd, began + RUN_MS * NS_PER_MS);
-    add(r, frames, cpu_ns() - cpu, clock_ns() - began);
+    add(r, frames, process_cpu_ns() - cpu, clock_ns() - began);
     close(fd);
     return 0;
 }

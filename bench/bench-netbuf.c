@@ -14,7 +14,6 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "bench.h"
@@ -28,14 +27,6 @@
 
 static const uint8_t frame[1514] = {2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, 1, 0x88, 0xb5};
 
-static uint64_t cpu_ns(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
-    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
-}
-
 /* In and out of the gate, an epoch of 4,000 frames at a time. */
 static int bench_gate(size_t len)
 {
@@ -43,7 +34,7 @@ static int bench_gate(size_t len)
     struct gate *g = gate_new(QUEUE, 0);
     struct buffer b = {0};
     struct iovec v[32];
-    uint64_t start = cpu_ns(), spent;
+    uint64_t start = process_cpu_ns(), spent;
     unsigned n;
 
     if (!g)
@@ -57,7 +48,7 @@ static int bench_gate(size_t len)
         while ((n = gate_peek(g, v, 32)) > 0)
             gate_pop(g, n, e);
     }
-    spent = cpu_ns() - start;
+    spent = process_cpu_ns() - start;
     printf("{\"case\": \"gate\", \"octets\": %zu, \"ns_per_frame\": %.0f}\n", len,
            (double)spent / (EPOCH * EPOCHS));
     buffer_free(&b);
@@ -110,14 +101,14 @@ static int bench_flows(void)
     gate_release(g, 1);
     while ((n = gate_peek(g, v, 32)) > 0)
         gate_pop(g, n, 1);
-    start = cpu_ns();
+    start = process_cpu_ns();
     for (unsigned k = 0; k < ROUNDS; k++, seq += sizeof(row) - 1)
         for (unsigned i = 0; i < CONNS; i++) {
             gate_send(g, f, put_segment(f, 10000 + i, seq, TCP_ACK, row, sizeof(row) - 1), 1);
             if (i % 32 == 31 || i == CONNS - 1)
                 gate_pop(g, gate_peek(g, v, 32), 1);
         }
-    spent = cpu_ns() - start;
+    spent = process_cpu_ns() - start;
     gate_stats(g, 1, &stats);
     printf(
         "{\"case\": \"gate-pgsql\", \"octets\": %zu, \"ns_per_frame\": %.0f, \"passed\": %.3f}\n",
@@ -185,10 +176,10 @@ static int bench_port(size_t len)
     run_epochs(p, &b, &epoch, clock_ns() + RUN_MS / 4 * NS_PER_MS);
     p->ops->stats(p, &before);
     start = clock_ns();
-    cpu = cpu_ns();
+    cpu = process_cpu_ns();
     run_epochs(p, &b, &epoch, start + RUN_MS * NS_PER_MS);
     p->ops->stats(p, &after);
-    cpu = cpu_ns() - cpu;
+    cpu = process_cpu_ns() - cpu;
     wall = clock_ns() - start;
     after.frames_out -= before.frames_out;
     printf(

@@ -7,6 +7,11 @@
 #ifndef REMUS_BENCH_H
 #define REMUS_BENCH_H
 
+#include <stdint.h>
+#include <time.h>
+
+#include "common/clock.h"
+
 struct bench_verb {
     const char *name, *synopsis, *help;
     int (*run)(int argc, char **argv);
@@ -18,6 +23,15 @@ int bench_epoch(int argc, char **argv);
 int bench_record(int argc, char **argv);
 int bench_netbuf(int argc, char **argv);
 int bench_netbuf_queue(int argc, char **argv);
+
+/* Processor time of all threads of this process. */
+static inline uint64_t process_cpu_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts);
+    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
 
 /* A part of netbuf: the exit status. */
 int bench_netbuf_pgsql(void);

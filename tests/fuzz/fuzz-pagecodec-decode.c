@@ -10,20 +10,9 @@
 #include <string.h>
 
 #include "compress/page-block.h"
-#include "compress/page-words.h"
+#include "vector.h"
 
 #define GUEST 16
-
-/* Which vector code: by the input's length, so that each is tried. */
-static const char *vector(size_t len)
-{
-    const struct page_words_ops *const *list = page_words_list();
-    size_t n = 0;
-
-    while (list[n])
-        n++;
-    return list[len % n]->name;
-}
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
 
