@@ -30,9 +30,9 @@ int protection_save_identity(const struct protection *p, const char *word, struc
 
 /*
  * Of a guest that was found running; an unreadable file counts as handed over, which is the safe side.  A guest that
- * others start, and of whose run there is no record, was never protected.
+ * others start, and of whose run there is no record, was never protected.  False when there is none.
  */
-static void load_identity(struct protection *p, char word[8])
+static bool load_identity(struct protection *p, char word[8])
 {
     char path[PATH_MAX];
     uint64_t instance = 0;
@@ -51,6 +51,7 @@ static void load_identity(struct protection *p, char word[8])
         strcpy(word, "handed");
     if (n < 2 || p->session == 0)
         p->session = random_id();
+    return n >= 2;
 }
 
 void protection_disown_disks(struct protection *p)
@@ -110,6 +111,20 @@ static int may_start(struct protection *p, struct error *err)
                : error_prefix(err, "the backup does not answer, so the guest is not started");
 }
 
+/*
+ * Somebody has started it without asking us: does the backup run it, or wait to (R7)?  When it does not answer, whoever started
+ * the guest has given the word.
+ */
+static bool runs_elsewhere(struct protection *p, struct error *err)
+{
+    struct proto_welcome welcome;
+    struct link *link;
+    enum answer answer = protection_dial(p, HELLO_QUERY, &link, &welcome, err);
+
+    link_free(link);
+    return answer == ANSWER_ACTIVE || answer == ANSWER_TAKEN;
+}
+
 /* The guest's disks, before it needs them.  A running guest has its server; on Xen the server waits for xl to start the guest. */
 static int open_disks(struct protection *p, bool running, struct error *err)
 {
@@ -137,10 +152,13 @@ int protection_open_guest(struct protection *p, struct error *err)
         return -1;
     if (open_disks(p, ops->running(p->cfg), err) < 0 || ops->open(&p->vm, p->cfg, err) < 0)
         return -1;
-    if (p->vm->attached)
-        load_identity(p, word);
-    else
+    if (!p->vm->attached) {
         p->session = random_id();
+    } else if (!load_identity(p, word) && p->vm->instance && runs_elsewhere(p, err)) {
+        p->vm->ops->close(p->vm);
+        p->vm = NULL;
+        return -1;
+    }
     held = strcmp(word, "free") != 0;
     if (protection_save_identity(p, word, err) < 0 || engine_open(&p->engine, p->vm, p->port, err) < 0)
         return -1;

@@ -20,7 +20,9 @@ struct protection {
     uint64_t committed; /* what the backup held when the link came up */
     bool synchronised; /* it lacks nothing that is not in the next checkpoint */
     bool handing_over; /* the guest is suspended, HANDOVER may be on its way */
-    bool again;        /* a guest that has shut down is wanted again */
+    bool held_before;  /* what the guest sent was held before this link */
+    bool again;        /* a guest that has shut down is wanted again, or there */
+    uint64_t look_at;  /* when to look for one */
 
     /* under engine.lock */
     bool ready;        /* vm, port and engine are there */

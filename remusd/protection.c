@@ -17,6 +17,7 @@
 
 #define GOODBYE_NS NS_PER_S
 #define REOPEN_NS (5 * NS_PER_S)
+#define APPEARED_NS NS_PER_S
 #define HEALTH_NS (100 * NS_PER_MS)
 #define URGENT_POLL_NS NS_PER_MS
 
@@ -432,7 +433,15 @@ static void idle(struct protection *p)
         engine_wait(e, when);
 }
 
-/* Does what is next.  False when the daemon stops, or when a guest that has shut down is wanted again. */
+/* Has somebody else started a guest of this name? */
+static bool appeared(const struct protection *p)
+{
+    const struct vm_ops *ops = vm_platform(p->cfg->platform);
+
+    return ops && ops->appeared && ops->appeared(p->cfg);
+}
+
+/* Does what is next.  False when the daemon stops, or when a guest that has shut down is wanted or there again. */
 static bool step(struct protection *p)
 {
     enum lifecycle_action action;
@@ -443,6 +452,7 @@ static bool step(struct protection *p)
             return false;
         case REQUEST_PROTECT:
             if (p->lc.state == LC_SHUT_DOWN) {
+                EVENT(p, p->request = REQUEST_PROTECT);
                 p->again = true;
                 return false;
             }
@@ -473,6 +483,12 @@ static bool step(struct protection *p)
     case LC_NOTHING:
         if (p->arbiter.pid)
             poll_arbiter(p);
+        if (p->lc.state == LC_SHUT_DOWN && clock_ns() >= p->look_at) {
+            p->look_at = clock_ns() + APPEARED_NS;
+            p->again = appeared(p);
+            if (p->again)
+                return false;
+        }
         if (p->vm && !p->handing_over && p->lc.state < LC_HANDED_OVER)
             guest_gone(p, guest_health(p));
         idle(p);
@@ -482,8 +498,8 @@ static bool step(struct protection *p)
 }
 
 /*
- * A guest that cannot be opened is tried again when the operator says protect, and from time to time when the
- * configuration does.  False when the daemon stops.
+ * A guest that cannot be opened is tried again when the operator says protect, from time to time when the
+ * configuration does, and when somebody else has started it.  False when the daemon stops.
  */
 static bool wait_for_guest(struct protection *p)
 {
@@ -491,21 +507,27 @@ static bool wait_for_guest(struct protection *p)
     struct error err;
 
     while (protection_open_guest(p, &err) < 0) {
-        uint64_t again = p->cfg->protect ? clock_ns() + REOPEN_NS : TIME_NEVER;
+        uint64_t now = clock_ns(), again = p->cfg->protect ? now + REOPEN_NS : TIME_NEVER;
+        uint64_t look = now + (appeared(p) ? REOPEN_NS : APPEARED_NS);
         enum protection_request request;
 
         protection_note(p, "%s", err.text);
         do {
             pthread_mutex_lock(&p->engine.lock);
             if (p->request == REQUEST_NONE)
-                engine_wait(&p->engine, again);
+                engine_wait(&p->engine, again < look ? again : look);
             pthread_mutex_unlock(&p->engine.lock);
             request = take_request(p);
             if (request == REQUEST_STOP)
                 return false;
             if (request != REQUEST_NONE)
                 protect = request == REQUEST_PROTECT;
-        } while (request != REQUEST_PROTECT && clock_ns() < again);
+            now = clock_ns();
+            if (now >= look && appeared(p))
+                again = now;
+            else if (now >= look)
+                look = now + APPEARED_NS;
+        } while (request != REQUEST_PROTECT && now < again);
     }
     EVENT(p, if (protect && p->request == REQUEST_NONE) p->request = REQUEST_PROTECT);
     EVENT(p, p->ready = true);
@@ -526,7 +548,8 @@ static void *run(void *arg)
             break;
         }
         protection_close_guest(p);
-        EVENT(p, p->request = REQUEST_PROTECT);
+        if (p->cfg->protect)
+            EVENT(p, p->request = REQUEST_PROTECT);
     }
     arbiter_cancel(&p->arbiter);
     return NULL;

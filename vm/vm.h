@@ -59,6 +59,9 @@ struct vm_ops {
     /* Is there a guest of this name already, to which open would attach? */
     bool (*running)(const struct vm_config *cfg);
 
+    /* NULL: remusd starts the guests.  Else: has somebody started one of this name that open can attach to by now? */
+    bool (*appeared)(const struct vm_config *cfg);
+
     /* preflight.h: what this host lacks, beyond taps and images.  From any thread.  May be NULL. */
     void (*preflight)(const struct vm_config *cfg, bool primary, struct json_t *lacks);
 

@@ -242,7 +242,8 @@ def network(hosts):
     """Output commit on a vif: no client sees the guest's count go down when the primary dies (R1)."""
     guest_config(hosts, 'lab.load=4,50', network=True)
     set_up_network(hosts)
-    lose_server(hosts, GATE)
+    start_daemons(hosts, GATE)  # first: the domain, made later, is found, and its frames carried
+    lose_server(hosts)
 
 
 def network_kernel(hosts):
@@ -268,7 +269,6 @@ def lose_server(hosts, gate=None):
     if gate:
         start_daemons(hosts, gate)
     hosts[1].write('/root/client.py', CLIENT)
-    protect(hosts)
     hosts[1].start('python3 /root/client.py', '/var/log/client.log')
 
     def answers():
@@ -277,7 +277,10 @@ def lose_server(hosts, gate=None):
         if bad:
             raise LabError(f'the client says {bad[0]}')
         return len(log)
-    wait_for('answers of the guest', PATIENCE, lambda: answers() >= 10, 1)
+    wait_for('answers of the guest', PATIENCE, lambda: answers() >= 5, 1)
+    protect(hosts)
+    before = answers()
+    wait_for('answers of the protected guest', PATIENCE, lambda: answers() >= before + 10, 1)
     held = status(hosts[0])['net']
     hosts[0].kill()
     before = answers()
@@ -308,10 +311,8 @@ def start_database(hosts, watched=False, protected=True):
     hosts[0].run(f'cp --sparse=always /lab/database.disk {IMAGE}', 300)
     start_daemons(hosts, DATABASE_GATE, memory=256, watched=watched)
     start_guest(hosts[0], 'REMUS-GUEST-READY')
-    if protected:
+    if protected:  # else remusd has found it, and lets its packets pass
         hosts[0].run(f'remusctl protect {GUEST}')
-    else:
-        restart(hosts[0], 'remusd')  # it finds the guest, and lets its packets pass
     hosts[1].run(f'/lab/ledger --init --conninfo "{CONNINFO}" --seconds 300', 400)
 
 

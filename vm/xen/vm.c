@@ -64,6 +64,21 @@ static bool vm_running(const struct vm_config *cfg)
     return found;
 }
 
+/* Until all its devices are there, a domain that xl makes is paused. */
+static bool vm_appeared(const struct vm_config *cfg)
+{
+    struct xen_domain d;
+    xc_dominfo_t info;
+    bool found;
+
+    if (xen_domain_connect(&d, NULL) < 0)
+        return false;
+    d.id = xen_domain_find(&d, cfg->name);
+    found = d.id && xen_domain_info(&d, &info) && !info.paused && !info.shutdown && !info.dying;
+    xen_domain_disconnect(&d);
+    return found;
+}
+
 /* --- what the domain is --- */
 
 static int add_page(struct xen_machine *m, unsigned *room, uint64_t pfn)
@@ -740,6 +755,7 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
 const struct vm_ops xen_vm_ops = {
     .name = "xen",
     .running = vm_running,
+    .appeared = vm_appeared,
     .preflight = xen_preflight,
     .open = vm_open,
     .suspend = vm_suspend,
