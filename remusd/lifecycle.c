@@ -102,6 +102,11 @@ void lifecycle_first_checkpoint(struct lifecycle *lc)
     lc->held = true;
 }
 
+void lifecycle_never_held(struct lifecycle *lc)
+{
+    lc->held = false;
+}
+
 void lifecycle_acked(struct lifecycle *lc, uint64_t now)
 {
     if (lc->state == LC_SYNCING)

@@ -116,12 +116,12 @@ static bool wait_for_turn(struct protection *p)
     }
 }
 
-/* Waits until everything taken is acknowledged, or the link ended. */
-static bool wait_for_acks(struct engine *e)
+/* Waits until everything taken is acknowledged, but for `failed' at the end that never will be, or the link ended. */
+static bool wait_for_acks(struct engine *e, unsigned failed)
 {
     SCOPED_LOCK(&e->lock);
 
-    while (e->link_end == LINK_UP && e->pacer.acked < e->pacer.taken)
+    while (e->link_end == LINK_UP && e->pacer.acked + failed < e->pacer.taken)
         engine_wait(e, TIME_NEVER);
     return e->link_end == LINK_UP;
 }
@@ -234,9 +234,28 @@ static bool synchronise(struct protection *p)
         engine_end_link(e, LINK_LOST, "%s", err.text);
         return false;
     }
+    p->held_before = p->lc.held;
     EVENT(p, lifecycle_first_checkpoint(&p->lc));
     p->synchronised = true;
     return true;
+}
+
+/*
+ * The guest is well but takes no checkpoints for now.  The backup is told not to take over, and all of it begins again: what the
+ * guest sends stays held, if it ever was.
+ */
+static void give_up_unwilling(struct protection *p, const struct error *why)
+{
+    bool told = say_goodbye(p, "the guest does not take checkpoints");
+
+    p->continuous = false;
+    protection_note(p, "checkpoint failed, protecting anew: %s", why->text);
+    if (told && !p->held_before && !p->engine.holding) {
+        EVENT(p, lifecycle_never_held(&p->lc));
+        protection_save_identity(p, "free", NULL);
+    }
+    EVENT(p, lifecycle_link_lost(&p->lc, clock_ns()));
+    EVENT(p, lifecycle_refused(&p->lc, clock_ns()));
 }
 
 /*
@@ -254,10 +273,8 @@ static void run_epochs(struct protection *p)
         if (engine_checkpoint(&p->engine, true, &err) < 0) {
             if (guest_gone(p, health_in_the_end(p))) /* in the middle of it: no failure (R7) */
                 return;
-            if (p->vm->unwilling && wait_for_acks(&p->engine)) { /* nor is this one (R7) */
-                protection_note(p, "checkpoint failed, protecting anew: %s", err.text);
-                p->continuous = false;
-                say_goodbye(p, "the guest does not take checkpoints");
+            if (p->vm->unwilling && wait_for_acks(&p->engine, 1)) { /* nor is this one (R7) */
+                give_up_unwilling(p, &err);
                 return;
             }
             engine_end_link(&p->engine, LINK_LOST, "checkpoint failed: %s", err.text);
@@ -295,14 +312,14 @@ static void switch_over(struct protection *p)
     struct error err;
     uint64_t epoch;
 
-    if (!wait_for_acks(e))
+    if (!wait_for_acks(e, 0))
         return;
     if (engine_checkpoint(e, false, &err) < 0) {
         engine_end_link(e, LINK_LOST, "checkpoint failed: %s", err.text);
         return;
     }
     p->handing_over = true;
-    if (!wait_for_acks(e))
+    if (!wait_for_acks(e, 0))
         return;
     epoch = e->pacer.taken;
     if (protection_save_identity(p, "handed", &err) < 0) {
@@ -324,11 +341,11 @@ static bool serve_request(struct protection *p)
 {
     switch (take_request(p)) {
     case REQUEST_UNPROTECT: /* not confirmed: the backup may take over, so output stays held (R7) */
-        if (wait_for_acks(&p->engine) && say_goodbye(p, "protection ended by the operator"))
+        if (wait_for_acks(&p->engine, 0) && say_goodbye(p, "protection ended by the operator"))
             EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
         return false;
     case REQUEST_STOP:
-        if (wait_for_acks(&p->engine) && say_goodbye(p, "remusd stops"))
+        if (wait_for_acks(&p->engine, 0) && say_goodbye(p, "remusd stops"))
             EVENT(p, lifecycle_unprotect(&p->lc, clock_ns()));
         EVENT(p, p->request = REQUEST_STOP);
         return false;
