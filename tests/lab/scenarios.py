@@ -455,12 +455,17 @@ def preflight(hosts):
     expect(hosts[0], 'its disk xvda would not be replicated')
 
 
+def wait_error(host, why):
+    """Until remusd says why not."""
+    said = wait_for(f'"{why}"', PATIENCE, lambda: why in (status(host)['last_error'] or '') and status(host)['last_error'], 0.5)
+    say(said)
+
+
 def refused(hosts, why, goes_on_there=True):
     """Asked to protect, remusd says why it does not; the guest is none the worse."""
     hosts[0].run(f'remusctl protect {GUEST}')
-    said = wait_for(f'"{why}"', PATIENCE, lambda: why in (status(hosts[0])['last_error'] or '') and status(hosts[0])['last_error'], 0.5)
+    wait_error(hosts[0], why)
     hosts[0].try_run(f'remusctl unprotect {GUEST}')
-    say(said)
     if goes_on_there:
         goes_on(hosts[0], 2)
 
@@ -505,6 +510,31 @@ def bad_input(hosts):
     hosts[0].run(f'xenstore-watch -n 3 /local/domain/{domid}/control/shutdown; xl destroy {GUEST}')
     no_takeover(hosts, 'gone in the middle of a checkpoint')
 
+    # Its kernel never looks at what xl writes; remusd finds it by itself.
+    guest_config(hosts, 'lab.load=16,300 initcall_blacklist=xen_setup_shutdown_event')
+    hosts[0].run(f'rm -f /var/log/xen/guest-{GUEST}*')
+    start_guest(hosts[0])
+    refused(hosts, 'does not answer a request to suspend')
+    domid = hosts[0].run(f'xl domid {GUEST}').strip()
+    if hosts[0].run(f'xenstore-read /local/domain/{domid}/control/shutdown').strip():
+        raise LabError('the request to suspend was not taken back')
+    hosts[0].run(f'xl destroy {GUEST}')
+
+    # At the end: no Xen host gets over the loss of its xenstored.
+    guest_config(hosts)
+    hosts[0].run(f'rm -f /var/log/xen/guest-{GUEST}*')
+    start_guest(hosts[0])
+    protect(hosts)
+    hosts[0].run('kill -9 $(cat /run/xenstored.pid)')
+    wait_error(hosts[0], 'xenstored')
+    goes_on(hosts[0], 2)
+    hosts[0].run('/usr/lib/xen-4.17/bin/oxenstored --pid-file /run/xenstored.pid')
+    wait_error(hosts[0], 'does not know the domain any more')
+    if status(hosts[1])['state'] == 'active':
+        raise LabError('taken over because of a lost xenstored')
+    hosts[0].run(f'remusctl unprotect {GUEST}')
+    goes_on(hosts[0], 2)
+
 
 def devices(hosts):
     """A replica's devices are attached ahead of its takeover, and go with it when there is none."""
@@ -531,6 +561,26 @@ def devices(hosts):
     wait_for('the replica to go', PATIENCE, lambda: GUEST not in hosts[1].run('xl list'), 0.5)
     attached(0)
     goes_on(hosts[0], 2)
+
+
+def suspend_channel(hosts):
+    """A guest that advertises a suspend event channel is suspended through it; how long that takes, beside xenstore."""
+    start_daemons(hosts)
+    for way, extra in (('xenstore', ''), ('event channel', 'lab.channel')):
+        hosts[0].run(f'xl destroy {GUEST} 2>/dev/null; rm -f /var/log/xen/guest-{GUEST}*; true')
+        guest_config(hosts, f'lab.load=16,300 {extra}')
+        start_guest(hosts[0])
+        protect(hosts)
+        base = status(hosts[0])['checkpoints']
+        wait_for('30 checkpoints', PATIENCE, lambda: status(hosts[0])['checkpoints'] >= base + 30, 1)
+        console, pause = hosts[0].console(GUEST), status(hosts[0])['pause_ms']
+        check_ledger(console)
+        if ('SUSPENDS 20' in console) != bool(extra):
+            raise LabError(f'{way}: the guest was asked in another way')
+        print(json.dumps({'suspend': way, **{f'{name}_ms': pause[name]['p50'] for name in ('suspend', 'resume', 'total')}}), flush=True)
+    hosts[0].kill()
+    wait_state(hosts[1], 'active')
+    goes_on(hosts[1], 4)
 
 
 def demo(hosts):
@@ -717,7 +767,7 @@ def explain(hosts):
 
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
-       'devices': devices}
+       'devices': devices, 'suspend-channel': suspend_channel}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
            'compare-xl-database': compare_xl_database}
 MORE = {'kills': kills, 'demo': demo, **COMPARE}  # only by name

@@ -13,6 +13,14 @@
 
 #define MAP_AT_ONCE 16384u /* pages */
 
+/* The kernel's way to it waits for ever for a daemon that has died: only where it never was one. */
+struct xs_handle *xen_xenstore(void)
+{
+    struct xs_handle *xs = xs_open(XS_OPEN_SOCKETONLY);
+
+    return xs || errno != ENOENT ? xs : xs_open(0);
+}
+
 int xen_domain_connect(struct xen_domain *d, struct error *err)
 {
     *d = (struct xen_domain){0};
@@ -23,7 +31,7 @@ int xen_domain_connect(struct xen_domain *d, struct error *err)
         goto fail;
     }
     d->fm = xenforeignmemory_open(NULL, 0);
-    d->xs = d->fm ? xs_open(0) : NULL;
+    d->xs = d->fm ? xen_xenstore() : NULL;
     if (d->xs)
         return 0;
     error_set(err, d->fm ? "xenstore: %s; does xenstored run?" : "Xen's foreign memory: %s",

@@ -21,6 +21,9 @@ struct xen_domain {
 int xen_domain_connect(struct xen_domain *d, struct error *err);
 void xen_domain_disconnect(struct xen_domain *d);
 
+/* xenstored, when it runs: NULL with errno set when not. */
+struct xs_handle *xen_xenstore(void);
+
 /* The id of the domain of this name; 0 when there is none. */
 uint32_t xen_domain_find(struct xen_domain *d, const char *name);
 

@@ -37,7 +37,7 @@ static void check_host(const struct vm_config *cfg, json_t *lacks)
 
 static void check_guest(struct xen_domain *d, const struct vm_config *cfg, json_t *lacks)
 {
-    cleanup_free char *can_suspend = NULL;
+    cleanup_free char *can_suspend = NULL, *channel = NULL;
     struct error err;
     xc_dominfo_t info;
     char path[64];
@@ -55,7 +55,9 @@ static void check_guest(struct xen_domain *d, const struct vm_config *cfg, json_
                         cfg->name, info.nr_pages >> 8, cfg->memory_bytes >> 20);
     snprintf(path, sizeof(path), "/local/domain/%u/control/feature-suspend", d->id);
     can_suspend = xs_read(d->xs, XBT_NULL, path, &len);
-    if (!can_suspend || strcmp(can_suspend, "1") != 0)
+    snprintf(path, sizeof(path), "/local/domain/%u/device/suspend/event-channel", d->id);
+    channel = xs_read(d->xs, XBT_NULL, path, &len);
+    if ((!can_suspend || strcmp(can_suspend, "1") != 0) && !(channel && *channel))
         preflight_lacks(lacks, "give it a kernel with CONFIG_HIBERNATE_CALLBACKS, or wait until it has booted",
                         "the guest does not say that it can suspend (control/feature-suspend)");
 }

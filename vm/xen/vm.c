@@ -13,6 +13,7 @@
 #include <xencall.h>
 #include <xenctrl.h>
 #include <xen/hvm/params.h>
+#include <xenevtchn.h>
 #include <xenguest.h>
 
 #include "common/cleanup.h"
@@ -26,10 +27,13 @@
 #define POLL_MS                                                                                    \
     20 /* between looks, should a watch be missed; more often takes the processor from the guest   \
         */
+#define XENSTORE_NS NS_PER_S         /* between looks whether xenstored is still there */
+#define CHANNEL_IDLE_NS (10 * NS_PER_S) /* then xl save may have the guest's event channel */
 #define PROBE_AT_ONCE 1024u             /* pages: Xen's maximum */
 #define SPECIAL_PAGES UINT64_C(0xfc000) /* where libxl puts a PVH domain's tables and rings */
 #define SPECIAL_END UINT64_C(0x100000)
 #define SUSPEND_WATCH "@releaseDomain" /* fires when a domain has suspended, too */
+#define CHANNEL_TOKEN "channel"
 
 struct xen_vm {
     struct vm vm;
@@ -40,8 +44,13 @@ struct xen_vm {
     bool scanned; /* once, so that log-dirty mode knows all since */
     bool stale;          /* what is mapped is not what the domain has */
     bool suspended;
-    bool late;                   /* a request that we gave up was taken up by the guest */
+    bool late;                   /* a request that we gave up may still be taken up by the guest */
     char control[64];            /* xenstore path of control/shutdown */
+    char advertised[64];         /* and of device/suspend/event-channel */
+    bool channel_news;           /* the guest may have written it */
+    xenevtchn_handle *events;
+    int channel, channel_lock;   /* the guest's suspend event channel, -1: none */
+    uint64_t resumed_at;
     char marker[128];            /* file that says that log-dirty mode is ours */
     struct buffer params;        /* HVM_PARAMS, the same for the domain's life */
     xc_hypercall_buffer_t dirty; /* one bit a page */
@@ -480,6 +489,7 @@ static int resume_domain(struct xen_vm *v, struct error *err)
     if (xc_domain_resume(v->domain.xc, v->domain.id, 1) < 0)
         return error_set(err, "the domain does not resume: %s", strerror(errno));
     v->suspended = false;
+    v->resumed_at = clock_ns();
     xs_resume_domain(v->domain.xs,
                      v->domain.id); /* or xenstored never says again that it has shut down */
     return 0;
@@ -506,11 +516,69 @@ static bool take_back(struct xen_vm *v)
     }
 }
 
+static void release_channel(struct xen_vm *v)
+{
+    if (v->channel < 0)
+        return;
+    xc_domain_subscribe_for_suspend(v->domain.xc, v->domain.id, 0); /* or nobody else hears of it */
+    xc_suspend_evtchn_release(v->domain.xc, v->events, v->domain.id, v->channel, &v->channel_lock);
+    v->channel = -1;
+}
+
+/* Whatever the guest has written there: a port that is none of its own, open to dom0, is not bound. */
+static void bind_channel(struct xen_vm *v)
+{
+    unsigned len;
+    cleanup_free char *value = xs_read(v->domain.xs, XBT_NULL, v->advertised, &len);
+    int port = value ? atoi(value) : 0;
+
+    v->channel_news = false;
+    release_channel(v);
+    if (port > 0 && (v->events || (v->events = xenevtchn_open(NULL, 0))))
+        v->channel = xc_suspend_evtchn_init_exclusive(v->domain.xc, v->events, v->domain.id, port,
+                                                      &v->channel_lock);
+}
+
+static bool take_watch_event(struct xen_vm *v)
+{
+    cleanup_free char **event = xs_check_watch(v->domain.xs);
+
+    if (event && strcmp(event[XS_WATCH_TOKEN], CHANNEL_TOKEN) == 0)
+        v->channel_news = true;
+    return event;
+}
+
+static int watch(struct xen_vm *v, struct error *err)
+{
+    return xs_watch(v->domain.xs, SUSPEND_WATCH, "suspended") &&
+                   xs_watch(v->domain.xs, v->advertised, CHANNEL_TOKEN)
+               ? 0
+               : error_set(err, "xenstore watch: %s", strerror(errno));
+}
+
+/* xenstored was lost; one that has begun without what the first knew is of no use. */
+static int find_xenstore_again(struct xen_vm *v, struct error *err)
+{
+    struct xs_handle *xs = xen_xenstore();
+
+    if (!xs)
+        return error_set(err, "xenstored is gone (%s): the guest cannot be asked to suspend", strerror(errno));
+    if (!xs_is_domain_introduced(xs, v->domain.id)) {
+        xs_close(xs);
+        return error_set(err, "xenstored was restarted and does not know the domain any more: shut the guest "
+                              "down from inside and create it again");
+    }
+    xs_close(v->domain.xs);
+    v->domain.xs = xs;
+    return watch(v, err);
+}
+
 /* Waits for the suspended domain; time in which its operator has paused it does not count. */
 static int wait_suspended(struct xen_vm *v, struct error *err)
 {
-    struct pollfd p = {.fd = xs_fileno(v->domain.xs), .events = POLLIN};
-    uint64_t deadline = clock_ns() + SUSPEND_NS;
+    struct pollfd p[] = {{.fd = xs_fileno(v->domain.xs), .events = POLLIN},
+                         {.fd = v->channel < 0 ? -1 : xenevtchn_fd(v->events), .events = POLLIN}};
+    uint64_t deadline = clock_ns() + SUSPEND_NS, look = clock_ns() + XENSTORE_NS;
     bool taken_up = false;
     xc_dominfo_t info;
 
@@ -523,6 +591,19 @@ static int wait_suspended(struct xen_vm *v, struct error *err)
             return error_set(err, "the guest shut down or crashed");
         if (info.paused)
             deadline = clock_ns() + SUSPEND_NS;
+        if (clock_ns() > look && !xs_is_domain_introduced(v->domain.xs, v->domain.id)) {
+            v->late = true;
+            return error_set(err, "xenstored was lost while the guest was asked to suspend");
+        }
+        if (clock_ns() > look)
+            look = clock_ns() + XENSTORE_NS;
+        if (clock_ns() > deadline && v->channel >= 0) {
+            v->late = true;
+            release_channel(v);
+            return error_set(err, "the guest does not answer within %d s on the event channel that it "
+                             "advertises for suspending: from now on it is asked through xenstore",
+                             (int)(SUSPEND_NS / NS_PER_S));
+        }
         if (clock_ns() > deadline) {
             if (!taken_up && take_back(v))
                 return error_set(
@@ -536,11 +617,12 @@ static int wait_suspended(struct xen_vm *v, struct error *err)
             taken_up = true;
             deadline = clock_ns() + SUSPEND_NS;
         }
-        if (poll(&p, 1, POLL_MS) > 0) {
-            char **event = xs_check_watch(v->domain.xs);
-
-            free(event);
-        }
+        if (poll(p, 2, POLL_MS) <= 0)
+            continue;
+        if (p[1].revents)
+            xenevtchn_unmask(v->events, xenevtchn_pending(v->events));
+        if (p[0].revents)
+            take_watch_event(v);
     }
 }
 
@@ -550,14 +632,27 @@ static int request_suspend(struct xen_vm *v, struct error *err)
 {
     uint64_t deadline = clock_ns() + SUSPEND_NS;
 
+    while (take_watch_event(v))
+        ;
+    if (v->channel_news)
+        bind_channel(v);
+    if (v->channel >= 0)
+        return xenevtchn_notify(v->events, v->channel) < 0
+                   ? error_set(err, "the guest's suspend event channel: %s", strerror(errno))
+                   : 0;
+
     while (clock_ns() < deadline) {
         xs_transaction_t t = xs_transaction_start(v->domain.xs);
         unsigned len;
-        cleanup_free char *value = xs_read(v->domain.xs, t, v->control, &len);
+        cleanup_free char *value = t ? xs_read(v->domain.xs, t, v->control, &len) : NULL;
         bool others = value && *value && strcmp(value, "suspend") != 0;
 
-        if (!t ||
-            (!others && !xs_write(v->domain.xs, t, v->control, "suspend", strlen("suspend")))) {
+        if (!t) {
+            if (find_xenstore_again(v, err) < 0)
+                return -1;
+            continue;
+        }
+        if (!others && !xs_write(v->domain.xs, t, v->control, "suspend", strlen("suspend"))) {
             xs_transaction_end(v->domain.xs, t, true);
             return error_set(err, "%s: %s", v->control, strerror(errno));
         }
@@ -632,6 +727,9 @@ static void let_go(struct xen_vm *v)
     DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
 
     unmap_memory(v);
+    release_channel(v);
+    if (v->events)
+        xenevtchn_close(v->events);
     if (map)
         xc_hypercall_buffer_free_pages(v->domain.xc, map,
                                        (int)(((v->vm.pages + 63) / 64 * 8 + PAGE_SIZE - 1) /
@@ -674,8 +772,12 @@ static enum vm_health vm_health(struct vm *vm)
         /* It has answered a request that we had given up. */
         if (v->late && is_suspended(&info) && resume_domain(v, NULL) == 0)
             v->late = false;
+        if (v->channel >= 0 && clock_ns() - v->resumed_at > CHANNEL_IDLE_NS) {
+            release_channel(v);
+            v->channel_news = true;
+        }
         /* As long as ballooning goes on this fails, and is tried again. */
-        if (v->stale) {
+        if (v->stale || (!v->scanned && info.nr_pages != v->nr_pages)) {
             unmap_memory(v);
             v->nr_pages = info.nr_pages;
             v->scanned = false;
@@ -711,8 +813,8 @@ static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *e
     v->vm.instance = instance(&info);
     v->nr_pages = info.nr_pages;
     v->vm.pages = pages;
-    if (!xs_watch(d->xs, SUSPEND_WATCH, "suspended"))
-        return error_set(err, "xenstore watch: %s", strerror(errno));
+    if (watch(v, err) < 0)
+        return -1;
     if (bitmap_init(&v->present, pages) < 0 || allocate_dirty(v) < 0)
         return error_set(err, "no memory for %lu pages' bits", (unsigned long)pages);
     if (map_memory(v, err) < 0 || put_params(v, err) < 0 || start_tracking(v, err) < 0)
@@ -729,6 +831,7 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
         return error_set(err, "no memory");
     v->vm.ops = &xen_vm_ops;
     v->cfg = cfg;
+    v->channel = -1;
     v->vm.attached = true;
     strcpy(v->vm.accelerator, "xen");
     strcpy(v->vm.tracker, "log-dirty");
@@ -738,6 +841,7 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
     }
     v->domain.id = xen_domain_find(&v->domain, cfg->name);
     snprintf(v->control, sizeof(v->control), "/local/domain/%u/control/shutdown", v->domain.id);
+    snprintf(v->advertised, sizeof(v->advertised), "/local/domain/%u/device/suspend/event-channel", v->domain.id);
     if (run_path(cfg, ".logdirty", v->marker, sizeof(v->marker)) < 0)
         error_set(err, "run-dir = \"%s\" is too long", cfg->run_dir);
     else if (v->domain.id == 0)
