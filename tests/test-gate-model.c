@@ -610,6 +610,36 @@ static void test_strict(void **state)
     buffer_free(&net_state);
 }
 
+/* R3: after a new protection has begun no flow is open until a checkpoint of it lists the flow and is acknowledged,
+ * whatever was taken before. */
+static void test_new_protection(void **state)
+{
+    (void)state;
+    for (unsigned between = 0; between < 3; between++) {
+        open_flow(1);
+        assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
+        take_checkpoint(); /* in flight when the link is lost */
+        if (between == 1)
+            gate_pass(g);
+        gate_hold(g);
+        if (between == 2)
+            gate_release(g, w.taken);
+        assert_int_equal(send_row(TCP_ACK), GATE_HELD);
+        take_checkpoint();
+        assert_int_equal(send_row(TCP_ACK), GATE_HELD);
+        assert_true(w.lists[w.taken]);
+        gate_release(g, w.acked = w.taken);
+        assert_int_equal(send_row(TCP_ACK), GATE_HELD); /* R6: behind those that have not left */
+        take_checkpoint();
+        gate_release(g, ++w.acked);
+        while (gate_peek(g, &(struct iovec){0}, 1))
+            gate_pop(g, 1, 1);
+        assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
+        gate_free(g);
+    }
+    buffer_free(&net_state);
+}
+
 /* With open-when = active the next transaction does not wait when it begins at once; it does when the
  * connection was idle for longer. */
 static void test_linger(void **state)
@@ -715,7 +745,8 @@ static void test_urgent(void **state)
 /* Each frame that waited is counted with its reason. */
 static void test_reasons(void **state)
 {
-    struct gate_stats st;
+    struct gate_stats st, after;
+    struct iovec v;
     uint8_t f[160];
     size_t n;
 
@@ -743,6 +774,14 @@ static void test_reasons(void **state)
     assert_int_equal(st.by[FLOW_BEHIND], 1);
     assert_int_equal(st.by[FLOW_OPEN], 1);
     assert_int_equal(st.unprotected, 1);
+    /* Those that pass others are counted too when they leave. */
+    for (; gate_peek(g, &v, 1); gate_pop(g, 1, 1)) {
+        st.out_frames++;
+        st.out_bytes += v.iov_len;
+    }
+    gate_stats(g, 1, &after);
+    assert_int_equal(after.out_frames, st.out_frames);
+    assert_int_equal(after.out_bytes, st.out_bytes);
     gate_free(g);
     buffer_free(&net_state);
 }
@@ -903,6 +942,7 @@ int main(void)
         cmocka_unit_test(test_every_schedule),
         cmocka_unit_test(test_random_schedules),
         cmocka_unit_test(test_strict),
+        cmocka_unit_test(test_new_protection),
         cmocka_unit_test(test_linger),
         cmocka_unit_test(test_urgent),
         cmocka_unit_test(test_reasons),
