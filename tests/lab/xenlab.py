@@ -13,7 +13,7 @@ import time
 # Without these QEMU 7.2's emulation of Xen goes wrong: dom0 dies at an iret with SMAP, SIMD registers are mixed
 # up between domains with AVX and XSAVE, PVH guests die with RDTSCP.
 CPU = 'max,-smap,-rdtscp,-xsave,-xsaveopt,-xgetbv1,-avx,-avx2,-f16c,-fma,-vaes,-pku,-mpx'
-BOOT_S = 120
+BOOT_S = 400  # on a busy machine
 
 
 class LabError(Exception):
