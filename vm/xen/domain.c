@@ -6,6 +6,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <xenstore_lib.h>
 #include <xentoollog.h>
 
 #include "common/cleanup.h"
@@ -13,12 +17,18 @@
 
 #define MAP_AT_ONCE 16384u /* pages */
 
-/* The kernel's way to it waits for ever for a daemon that has died: only where it never was one. */
+/* Where the daemon has died xs_open takes the kernel's way to it, which waits for ever: try its socket first. */
 struct xs_handle *xen_xenstore(void)
 {
-    struct xs_handle *xs = xs_open(XS_OPEN_SOCKETONLY);
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), dead;
 
-    return xs || errno != ENOENT ? xs : xs_open(0);
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", xs_daemon_socket());
+    dead = fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0 && errno != ENOENT ? errno : 0;
+    if (fd >= 0)
+        close(fd);
+    errno = dead;
+    return dead ? NULL : xs_open(0);
 }
 
 int xen_domain_connect(struct xen_domain *d, struct error *err)
