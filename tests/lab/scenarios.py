@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the lab tries.  A scenario gets two hosts with remusd installed and nothing running; LabError fails it."""
 
+import concurrent.futures
 import json
 import os
 import random
@@ -368,15 +369,22 @@ def database(hosts):
     say(f'{acknowledged(host)} transactions acknowledged, none lost; database and file system are whole')
 
 
+def come_back(host):
+    host.boot()
+    host.wait_booted()
+    host.install(host.tree)
+    set_up_network([host])
+
+
 def kills(hosts):
     """KILLS times in a row the host that has the database is lost, and comes back as its backup (R1, R2, R5)."""
     rounds, logs, took = int(os.environ.get('KILLS', '3')), [], []
+    pool = concurrent.futures.ThreadPoolExecutor()
     start_database(hosts)
     for n in range(1, rounds + 1):
         before, taken = lose_database(hosts)
         dead, host = hosts
-        if n < rounds:
-            dead.boot()
+        back = pool.submit(come_back, dead) if n < rounds else None
         logs.append(host.run('cat /root/ledger.log'))
         for i, log in enumerate(logs[:-1]):
             host.write(f'/root/ledger-{i}.log', log)
@@ -391,10 +399,8 @@ def kills(hosts):
             f'takeovers median {statistics.median(took):.0f}, at most {max(took):.0f} ms')
         if n == rounds:
             break
-        dead.wait_booted()
-        dead.install(dead.tree)
+        back.result()
         hosts = [host, dead]
-        set_up_network([dead])
         host.run('kill $(pidof remus-backupd); while pidof remus-backupd; do sleep 0.1; done >/dev/null; rm -f /root/copy.img')
         start_daemons(hosts, DATABASE_GATE, memory=256)
         host.run(f'remusctl protect {GUEST}')
