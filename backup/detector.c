@@ -46,7 +46,6 @@ void detector_connected(struct detector *d, bool whole, uint64_t timeout, uint64
         d->pending = DT_CANCEL;
     d->timeout = timeout;
     d->heard = now;
-    d->connected = true;
     enter(d, whole ? DT_READY : DT_SYNCING, now);
 }
 
@@ -84,7 +83,6 @@ static void suspect(struct detector *d, const char *why, uint64_t now)
 
 void detector_closed(struct detector *d, const char *why, uint64_t now)
 {
-    d->connected = false;
     if (d->state == DT_READY)
         suspect(d, why, now);
     else if (d->state == DT_SYNCING)
@@ -93,7 +91,6 @@ void detector_closed(struct detector *d, const char *why, uint64_t now)
 
 void detector_goodbye(struct detector *d, uint64_t now)
 {
-    d->connected = false;
     if (decided(d))
         return;
     if (d->state == DT_ASKING)
@@ -166,7 +163,7 @@ enum detector_action detector_run(struct detector *d, uint64_t now)
     d->pending = DT_NOTHING;
     if (action)
         return action;
-    if (d->state == DT_READY && d->connected) {
+    if (d->state == DT_READY) {
         if (pause > d->timeout / 2 && d->heard < now)
             d->heard = now; /* it was us who were away */
         if (now - d->heard >= d->timeout) {

@@ -54,7 +54,6 @@ struct detector {
     uint64_t ran;       /* last call of detector_run */
     uint64_t next_ask;
     uint64_t suspected; /* when the primary became suspect */
-    bool connected;
     char reason[96];    /* why it is suspect or was taken over */
     enum detector_action pending;
 };

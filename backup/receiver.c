@@ -36,7 +36,7 @@ struct receiver {
     uint64_t digest_pages;
     XXH3_state_t *digest;
     struct blobs incoming;
-    bool whole, resumed;
+    bool whole;
 
     struct blobs applied;
     uint64_t received;
@@ -174,7 +174,6 @@ void receiver_start(struct receiver *r, enum link_start start)
         r->kept = r->applied.epoch;
     if (start != START_RESUME)
         r->applied.epoch = 0;
-    r->resumed = start == START_RESUME;
     expect_next(r);
 }
 
@@ -222,7 +221,7 @@ static int take_pages(struct receiver *r, const struct record *rec, struct error
     uint8_t *stage;
     int n;
 
-    if (sync && (r->epoch || r->applied.epoch || r->resumed))
+    if (sync && (r->epoch || r->applied.epoch))
         return error_set(err, "pages of no checkpoint after synchronising has ended");
     if (!sync && check_epoch(r, rec, err) < 0)
         return -1;
@@ -289,7 +288,7 @@ static int take_disk(struct receiver *r, const struct record *rec, struct error 
 {
     if (!r->journal)
         return error_set(err, "DISK of a VM without disks");
-    if (rec->epoch == 0 && (r->epoch || r->applied.epoch || r->resumed))
+    if (rec->epoch == 0 && (r->epoch || r->applied.epoch))
         return error_set(err, "disk changes of no checkpoint after synchronising has ended");
     if (rec->epoch && check_epoch(r, rec, err) < 0)
         return -1;

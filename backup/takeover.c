@@ -150,6 +150,8 @@ void standby_take_over(struct standby *s)
                 " ms after the last sign of life, %" PRIu64 " us to activate",
                 ck.epoch, s->detector.reason, (t->running - t->last_heard) / NS_PER_MS,
                 (t->running - t->decided) / 1000);
+    if (s->replica->ops->settle)
+        s->replica->ops->settle(s->replica);
 }
 
 /* A daemon before this one may have died with disks that lag behind its journal. */

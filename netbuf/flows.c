@@ -168,8 +168,8 @@ static void identify(struct net_flow *id, const struct packet *p)
 static bool same(const struct net_flow *a, const struct net_flow *b)
 {
     return a->port == b->port && a->peer_port == b->peer_port && a->family == b->family &&
-           a->tags == b->tags && memcmp(a->ip, b->ip, 16) == 0 &&
-           memcmp(a->peer_ip, b->peer_ip, 16) == 0 && memcmp(a->tag, b->tag, 8) == 0;
+           memcmp(a->ip, b->ip, 16) == 0 && memcmp(a->peer_ip, b->peer_ip, 16) == 0 &&
+           memcmp(a->tag, b->tag, 8) == 0;
 }
 
 static uint32_t *bucket_of(const struct flows *f, const struct net_flow *id)

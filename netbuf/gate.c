@@ -187,7 +187,6 @@ void gate_hold(struct gate *g)
 void gate_pass(struct gate *g)
 {
     g->holding = false;
-    g->marks = 0;
     g->leave = g->next;
 }
 

@@ -114,8 +114,6 @@ static unsigned message(struct pgsql *p)
     }
     p->started = true;
     p->left = length - 4;
-    if (!decides(type) && p->left == 0)
-        p->have = 0;
     if (type == 'A')
         return PARSED_END;
     /* What goes along with a BEGIN may pass, and what is judged later. */

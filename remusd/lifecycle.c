@@ -38,8 +38,8 @@ void lifecycle_init(struct lifecycle *lc, enum degrade_policy degrade, bool has_
         .state = held ? LC_HOLDING : LC_OFF,
         .held = held,
         .since = now,
-        .lost_at = now,
         .next_connect = now,
+        .degrade_at = now + degrade_after,
     };
 }
 
@@ -112,11 +112,10 @@ void lifecycle_link_lost(struct lifecycle *lc, uint64_t now)
 {
     if (lc->state != LC_SYNCING && lc->state != LC_PROTECTED)
         return;
-    lc->lost_at = now;
     lc->next_connect = now; /* a short break of the link costs one round trip */
     if (lc->state == LC_SYNCING && now < lc->since + LC_RETRY_NS)
         lc->next_connect = lc->since + LC_RETRY_NS; /* but one that breaks at once may do so again */
-    lc->next_ask = now + lc->degrade_after;
+    lc->degrade_at = now + lc->degrade_after;
     enter(lc, lc->held ? LC_HOLDING : LC_CONNECTING, now);
 }
 
@@ -128,7 +127,8 @@ void lifecycle_arbiter(struct lifecycle *lc, bool granted, uint64_t now)
         return;
     lc->leaving = false;
     if (!granted) {
-        lc->next_ask = now + LC_ASK_AGAIN_NS;
+        if (lc->degrade == DEGRADE_RELEASE && lc->degrade_at < now + LC_ASK_AGAIN_NS)
+            lc->degrade_at = now + LC_ASK_AGAIN_NS;
         enter(lc, LC_HOLDING, now);
         return;
     }
@@ -157,13 +157,11 @@ void lifecycle_guest_gone(struct lifecycle *lc, uint64_t now)
 
 static uint64_t degrade_at(const struct lifecycle *lc)
 {
-    uint64_t at = lc->lost_at + lc->degrade_after;
-
     if (lc->state != LC_HOLDING || lc->degrade == DEGRADE_HOLD ||
         (lc->degrade == DEGRADE_RELEASE &&
          (!lc->has_arbiter || lc->handover_sent))) /* waits for the operator's word */
         return TIME_NEVER;
-    return lc->degrade == DEGRADE_RELEASE && lc->next_ask > at ? lc->next_ask : at;
+    return lc->degrade_at;
 }
 
 static uint64_t connect_at(const struct lifecycle *lc)

@@ -57,7 +57,8 @@ struct lifecycle {
     enum lifecycle_state state;
     bool held;
     uint64_t since;        /* of the state */
-    uint64_t lost_at, next_connect, next_ask;
+    uint64_t next_connect;
+    uint64_t degrade_at;   /* in `holding`: by the policy */
     bool handover_sent;    /* the backup may run the guest, and no arbiter was asked */
     bool leaving;          /* asking because the operator said unprotect */
     enum lifecycle_action pending;

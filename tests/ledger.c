@@ -50,6 +50,7 @@ struct client {
     unsigned id;
     unsigned seed;
     uint64_t seq;
+    uint64_t due; /* when its next transaction begins, with --rate */
     PGconn *conn;
     pthread_mutex_t lock; /* of conn against cut_off() */
 };
@@ -57,6 +58,7 @@ struct client {
 static const char *conninfo = "";
 static int log_fd = -1;
 static uint64_t run_id;
+static uint64_t period; /* of each client, with --rate; 0: the next as soon as one has ended */
 static pthread_mutex_t log_lock = PTHREAD_MUTEX_INITIALIZER;
 static atomic_bool stop;
 static atomic_uint_fast64_t committed, broken, errors;
@@ -170,6 +172,13 @@ static void set_conn(struct client *c, PGconn *conn)
     c->conn = conn;
 }
 
+/* One that comes late is followed by the next at once, so that the rate holds over time. */
+static void wait_turn(struct client *c)
+{
+    if (period)
+        clock_sleep_until(c->due += period);
+}
+
 static void *client_main(void *arg)
 {
     struct client *c = arg;
@@ -184,9 +193,10 @@ static void *client_main(void *arg)
             continue;
         }
         connected = true;
-        do
+        do {
+            wait_turn(c);
             alive = transaction(c);
-        while (alive && !stop);
+        } while (alive && !stop);
         if (!alive) {
             broken++;
             log_event("broken", c, 0, 0);
@@ -245,6 +255,7 @@ static int run_clients(unsigned count, unsigned seconds, bool progress)
     pthread_sigmask(SIG_BLOCK, &signals, NULL);
     for (unsigned i = 0; i < count; i++) {
         clients[i].id = i;
+        clients[i].due = begin + i * period / count;
         clients[i].seed = (unsigned)run_id + i;
         pthread_mutex_init(&clients[i].lock, NULL);
         if (pthread_create(&clients[i].thread, NULL, client_main, &clients[i]))
@@ -515,9 +526,10 @@ static int verify(const char *path)
 
 static const char usage[] =
     "usage: ledger --init [--conninfo C] [--seconds S]     make the tables; wait S for an answer\n"
-    "       ledger --log FILE [--conninfo C] [--clients N] [--seconds S] [--progress]\n"
+    "       ledger --log FILE [--conninfo C] [--clients N] [--rate TPS] [--seconds S] [--progress]\n"
     "       ledger --verify --log FILE [--conninfo C]      exit status 1: something was lost\n"
-    "C is a libpq connection string. Without --seconds the clients go on until SIGTERM or SIGINT.\n";
+    "C is a libpq connection string. TPS is of all clients together; without it they do what they can.\n"
+    "Without --seconds the clients go on until SIGTERM or SIGINT.\n";
 
 static unsigned number(const char *option, const char *text, unsigned max)
 {
@@ -535,12 +547,12 @@ int main(int argc, char **argv)
         {"init", no_argument, NULL, 'i'},           {"verify", no_argument, NULL, 'v'},
         {"conninfo", required_argument, NULL, 'c'}, {"clients", required_argument, NULL, 'n'},
         {"seconds", required_argument, NULL, 's'},  {"log", required_argument, NULL, 'l'},
-        {"progress", no_argument, NULL, 'p'},       {"help", no_argument, NULL, 'h'},
-        {NULL, 0, NULL, 0}};
+        {"rate", required_argument, NULL, 'r'},     {"progress", no_argument, NULL, 'p'},
+        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0}};
     const char *log_path = NULL;
-    unsigned clients = 8, seconds = 0;
+    unsigned clients = 8, seconds = 0, rate = 0;
     bool progress = false;
-    int mode = 'r', o;
+    int mode = 0, o;
 
     while ((o = getopt_long(argc, argv, "", options, NULL)) != -1) {
         switch (o) {
@@ -549,6 +561,7 @@ int main(int argc, char **argv)
         case 'c': conninfo = optarg; break;
         case 'n': clients = number("clients", optarg, CLIENTS_MAX); break;
         case 's': seconds = number("seconds", optarg, 86400); break;
+        case 'r': rate = number("rate", optarg, 1000000); break;
         case 'l': log_path = optarg; break;
         case 'p': progress = true; break;
         case 'h': fputs(usage, stdout); return 0;
@@ -566,5 +579,6 @@ int main(int argc, char **argv)
     log_fd = open(log_path, O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
     if (log_fd < 0)
         die("%s: %s", log_path, strerror(errno));
+    period = rate ? clients * NS_PER_S / rate : 0;
     return run_clients(clients, seconds, progress);
 }

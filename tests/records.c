@@ -68,28 +68,42 @@ void records_add(struct records *r, enum proto_type type, uint64_t epoch, const 
     r->list[r->count++] = (struct record){type, epoch, copy, len};
 }
 
+static void hash_page(struct records *r, uint64_t pfn, const uint8_t *page)
+{
+    uint8_t number[8];
+    struct wire_writer w = wire_writer(number, sizeof(number));
+
+    wire_put_uint(&w, pfn, 8);
+    append(&r->hashed, &r->hashed_len, number, sizeof(number));
+    append(&r->hashed, &r->hashed_len, page, PAGE_BYTES);
+    r->pages++;
+}
+
 void records_pages(struct records *r, uint64_t epoch, const uint8_t *memory, const uint64_t *pfns,
                    size_t n)
 {
     const uint8_t *pages[PAGE_BLOCK_MAX];
-    uint8_t *block = malloc(page_block_bound(n)), pfn[8];
+    uint8_t *block = malloc(page_block_bound(n));
     ssize_t len;
 
     for (size_t i = 0; i < n; i++) {
-        struct wire_writer w = wire_writer(pfn, sizeof(pfn));
-
         pages[i] = memory + pfns[i] * PAGE_BYTES;
-        wire_put_uint(&w, pfns[i], 8);
-        append(&r->hashed, &r->hashed_len, pfn, sizeof(pfn));
-        append(&r->hashed, &r->hashed_len, pages[i], PAGE_BYTES);
+        hash_page(r, pfns[i], pages[i]);
     }
-    r->pages += n;
     len = page_encode(r->encoder, pfns, pages, n, block, page_block_bound(n));
     must(len > 0, "page_encode");
     if (epoch == 0)
         page_encoder_begin(r->encoder);
     records_add(r, PROTO_PAGES, epoch, block, (size_t)len);
     free(block);
+}
+
+void records_block(struct records *r, uint64_t epoch, const struct proto_block *block, const uint8_t *page)
+{
+    uint8_t body[PROTO_BLOCK_LEN];
+
+    hash_page(r, block->pfn, page);
+    records_add(r, PROTO_BLOCKS, epoch, body, proto_put_block(body, block));
 }
 
 void records_blob(struct records *r, enum proto_type type, uint64_t epoch, const void *data,

@@ -33,6 +33,8 @@ void records_add(struct records *r, enum proto_type type, uint64_t epoch, const 
 /* Guest pages pfns[0..n-1] of `memory`; epoch 0 while synchronising. */
 void records_pages(struct records *r, uint64_t epoch, const uint8_t *memory, const uint64_t *pfns,
                    size_t n);
+/* A page that is a block of a disk. */
+void records_block(struct records *r, uint64_t epoch, const struct proto_block *block, const uint8_t *page);
 void records_blob(struct records *r, enum proto_type type, uint64_t epoch, const void *data,
                   size_t len);
 /* END with everything right. */

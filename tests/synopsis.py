@@ -59,7 +59,8 @@ def run(program, *args):
 def usage_lines(program):
     status, out, err = run(program, "--help")
     assert status == 0 and not err, (status, err)
-    assert max(map(len, out.splitlines())) <= 90, out
+    shortest = re.sub(r"/\S+/remusd.conf", "/etc/remus/remusd.conf", out)  # wherever it was configured to be
+    assert max(map(len, shortest.splitlines())) <= 90, out
     lines = []
     for line in out.splitlines():
         if line.startswith("Usage: ") or (lines and line.startswith("       " + program)):

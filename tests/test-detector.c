@@ -85,6 +85,8 @@ static bool command(const char *word, const char *args)
         detector_connected(&d, strcmp(arg, "whole") == 0, timeout * NS_PER_MS, now);
     } else if (strcmp(word, "committed") == 0) {
         detector_committed(&d, now);
+    } else if (strcmp(word, "given-up") == 0) {
+        detector_given_up(&d, now);
     } else if (strcmp(word, "heard") == 0) { /* heard N: what came N ms ago is read now */
         detector_heard(&d, now - ms * NS_PER_MS, now);
     } else if (strcmp(word, "closed") == 0) {

@@ -610,6 +610,207 @@ static void test_strict(void **state)
     buffer_free(&net_state);
 }
 
+/* R3: after a new protection has begun no flow is open until a checkpoint of it lists the flow and is acknowledged,
+ * whatever was taken before. */
+static void test_new_protection(void **state)
+{
+    (void)state;
+    for (unsigned between = 0; between < 3; between++) {
+        open_flow(1);
+        assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
+        take_checkpoint(); /* in flight when the link is lost */
+        if (between == 1)
+            gate_pass(g);
+        gate_hold(g);
+        if (between == 2)
+            gate_release(g, w.taken);
+        assert_int_equal(send_row(TCP_ACK), GATE_HELD);
+        take_checkpoint();
+        assert_int_equal(send_row(TCP_ACK), GATE_HELD);
+        assert_true(w.lists[w.taken]);
+        gate_release(g, w.acked = w.taken);
+        assert_int_equal(send_row(TCP_ACK), GATE_HELD); /* R6: behind those that have not left */
+        take_checkpoint();
+        gate_release(g, ++w.acked);
+        while (gate_peek(g, &(struct iovec){0}, 1))
+            gate_pop(g, 1, 1);
+        assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
+        gate_free(g);
+    }
+    buffer_free(&net_state);
+}
+
+static void one_checkpoint(void)
+{
+    struct iovec v[16];
+
+    buffer_clear(&net_state);
+    gate_barrier(g, ++w.taken, &net_state);
+    gate_release(g, w.taken);
+    gate_pop(g, gate_peek(g, v, 16), 1);
+}
+
+static void conn_says(unsigned port, uint32_t *seq, const char *data, size_t len)
+{
+    uint8_t f[160];
+
+    gate_send(g, f, put_tcp(f, 0, PORT, (uint16_t)port, *seq, data ? TCP_ACK : TCP_SYN | TCP_ACK, data, len), 1);
+    *seq += data ? (uint32_t)len : 1;
+}
+
+static void covered(void)
+{
+    take_checkpoint();
+    gate_release(g, ++w.acked);
+    while (gate_peek(g, &(struct iovec){0}, 1))
+        gate_pop(g, 1, 1);
+}
+
+/* R3: a connection between the same ports is another one, whatever the one before was. */
+static void test_connection_anew(void **state)
+{
+    enum { IN_BLOCK, LOST, IN_A_MESSAGE, LINGERS, CLOSED, WAYS };
+
+    (void)state;
+    for (unsigned way = 0; way < WAYS; way++) {
+        open_flow(1);
+        if (way == LINGERS) {
+            gate_linger(g, 3);
+            send_data(commit, sizeof(commit) - 1, true, TCP_ACK);
+            gate_linger(g, 0);
+        }
+        w.seq += way == LOST ? 7 : 0;
+        send_data(row, sizeof(row) - (way == IN_A_MESSAGE ? 4 : 1), false, TCP_ACK | (way == CLOSED ? TCP_FIN : 0));
+        passed = 0;
+        w.seq = 70000;
+        send_data(NULL, 0, false, TCP_SYN | TCP_ACK);
+        send_data(greeting, sizeof(greeting) - 1, false, TCP_ACK);
+        send_row(TCP_ACK);
+        w.in_block = false;
+        covered();
+        send_row(TCP_ACK);
+        send_data(begin_, sizeof(begin_) - 1, false, TCP_ACK);
+        assert_int_equal(passed, 0);
+        w.in_block = true;
+        covered();
+        assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
+        gate_free(g);
+    }
+    buffer_free(&net_state);
+}
+
+/* R3: what a connection leaves behind when it ends outside of any protection concerns no other. */
+static void test_forgotten_without_checkpoint(void **state)
+{
+    uint8_t f[160];
+    uint32_t seq = 0;
+
+    (void)state;
+    open_flow(2);
+    conn_says(100, &seq, NULL, 0);
+    conn_says(100, &seq, greeting, sizeof(greeting) - 1);
+    conn_says(100, &seq, begin_, sizeof(begin_) - 1);
+    gate_send(g, f, put_tcp(f, 0, PORT, 100, seq, TCP_ACK | TCP_FIN, NULL, 0), 1);
+    gate_pass(g);
+    while (gate_peek(g, &(struct iovec){0}, 1))
+        gate_pop(g, 1, 1);
+    gate_hold(g);
+    assert_int_equal(send_row(TCP_ACK), GATE_HELD);
+    covered();
+    assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
+    gate_free(g);
+    buffer_free(&net_state);
+}
+
+/* R9: a table that is full forgets, for a new connection, the one that was silent for longest, and no open one nor one of
+ * which something waits. */
+static void test_full_table(void **state)
+{
+    enum { OPENED, SILENT, SPEAKS, WAITING, N };
+    struct gate_stats st;
+    uint32_t seq[N + 1] = {0};
+    uint8_t f[160];
+
+    (void)state;
+    g = gate_new(GATE_QUEUE_MIN, N);
+    assert_int_equal(gate_add_service(g, PORT, &parser_pgsql), 0);
+    w = (struct world){.in_block = true};
+    for (unsigned i = 0; i < N; i++) {
+        conn_says(100 + i, &seq[i], NULL, 0);
+        conn_says(100 + i, &seq[i], greeting, sizeof(greeting) - 1);
+    }
+    conn_says(100 + OPENED, &seq[OPENED], begin_, sizeof(begin_) - 1);
+    gate_send(g, f, put_tcp(f, 0, PORT, 100 + SPEAKS, seq[SPEAKS], TCP_ACK, NULL, 0), 5);
+    covered();
+    conn_says(100 + WAITING, &seq[WAITING], row, sizeof(row) - 1);
+    gate_stats(g, 1, &st);
+    assert_int_equal(st.flows.untracked, 0);
+    conn_says(100 + N, &seq[N], NULL, 0); /* in the place of SILENT */
+    conn_says(100 + SILENT, &seq[SILENT], row, sizeof(row) - 1);
+    conn_says(100 + OPENED, &seq[OPENED], row, sizeof(row) - 1);
+    gate_stats(g, 1, &st);
+    assert_int_equal(st.flows.untracked, 0);
+    assert_int_equal(st.by[FLOW_UNTRACKED], 1);
+    assert_int_equal(st.by[FLOW_OPEN], 1);
+    conn_says(100 + SILENT, &seq[SILENT], NULL, 0); /* in the place of SPEAKS */
+    conn_says(100 + SPEAKS, &seq[SPEAKS], NULL, 0); /* all others are open or wait */
+    gate_stats(g, 1, &st);
+    assert_int_equal(st.flows.untracked, 1);
+    check_parts();
+    gate_free(g);
+    buffer_free(&net_state);
+}
+
+/* The frame with a VLAN tag; its length. */
+static size_t tag(uint8_t *f, size_t len, uint16_t tci)
+{
+    memmove(f + 16, f + 12, len - 12);
+    put_be16(f + 12, ETHERTYPE_VLAN_);
+    put_be16(f + 14, tci);
+    return len + 4;
+}
+
+/* R3: addresses, ports and VLANs make a flow, and an open one opens no other. */
+static void test_what_is_one_flow(void **state)
+{
+    enum { SAME, PRIORITY, NO_VLAN, OTHER_VLAN, TWO_VLANS, GUEST_IP, PEER_IP, PEER_PORT, WAYS };
+    static const struct {
+        const char *data;
+        size_t len;
+        uint8_t flags;
+    } opens[] = {{NULL, 0, TCP_SYN | TCP_ACK}, {greeting, sizeof(greeting) - 1, TCP_ACK}, {begin_, sizeof(begin_) - 1, TCP_ACK}};
+    struct gate_stats st;
+    uint8_t f[200];
+    size_t n;
+
+    (void)state;
+    for (unsigned way = 0; way < WAYS; way++) {
+        uint32_t seq = 1;
+
+        w = (struct world){.taken = 0};
+        g = gate_new(GATE_QUEUE_MIN, 1);
+        gate_add_service(g, PORT, &parser_pgsql);
+        for (unsigned i = 0; i < 3; i++) {
+            n = put_tcp(f, 0, PORT, 40000, seq, opens[i].flags, opens[i].data, opens[i].len);
+            gate_send(g, f, tag(f, n, 5), 1);
+            seq += (uint32_t)opens[i].len + (i == 0);
+        }
+        one_checkpoint();
+        n = put_tcp(f, 0, PORT, way == PEER_PORT ? 40001 : 40000, seq, TCP_ACK, row, sizeof(row) - 1);
+        f[ETH_HEADER + 15] ^= way == GUEST_IP;
+        f[ETH_HEADER + 19] ^= way == PEER_IP;
+        if (way == TWO_VLANS)
+            n = tag(f, n, 5);
+        if (way != NO_VLAN)
+            n = tag(f, n, way == PRIORITY ? 0xe005 : way == OTHER_VLAN ? 6 : 5);
+        assert_int_equal(gate_send(g, f, n, 1), way <= PRIORITY ? GATE_PASSED : GATE_HELD);
+        gate_stats(g, 1, &st);
+        assert_int_equal(st.flows.open, 1);
+        gate_free(g);
+    }
+    buffer_free(&net_state);
+}
+
 /* With open-when = active the next transaction does not wait when it begins at once; it does when the
  * connection was idle for longer. */
 static void test_linger(void **state)
@@ -652,14 +853,6 @@ static void test_linger(void **state)
     lingers = false;
     gate_free(g);
     buffer_free(&net_state);
-}
-
-static void conn_says(unsigned port, uint32_t *seq, const char *data, size_t len)
-{
-    uint8_t f[160];
-
-    gate_send(g, f, put_tcp(f, 0, PORT, (uint16_t)port, *seq, data ? TCP_ACK : TCP_SYN | TCP_ACK, data, len), 1);
-    *seq += data ? (uint32_t)len : 1;
 }
 
 /* A checkpoint is urgent when a third of the connections in transactions wait for it with one, and until it is taken. */
@@ -715,7 +908,8 @@ static void test_urgent(void **state)
 /* Each frame that waited is counted with its reason. */
 static void test_reasons(void **state)
 {
-    struct gate_stats st;
+    struct gate_stats st, after;
+    struct iovec v;
     uint8_t f[160];
     size_t n;
 
@@ -743,6 +937,14 @@ static void test_reasons(void **state)
     assert_int_equal(st.by[FLOW_BEHIND], 1);
     assert_int_equal(st.by[FLOW_OPEN], 1);
     assert_int_equal(st.unprotected, 1);
+    /* Those that pass others are counted too when they leave. */
+    for (; gate_peek(g, &v, 1); gate_pop(g, 1, 1)) {
+        st.out_frames++;
+        st.out_bytes += v.iov_len;
+    }
+    gate_stats(g, 1, &after);
+    assert_int_equal(after.out_frames, st.out_frames);
+    assert_int_equal(after.out_bytes, st.out_bytes);
     gate_free(g);
     buffer_free(&net_state);
 }
@@ -767,16 +969,6 @@ static enum gate_verdict guest_says(uint16_t port, uint32_t *seq, uint8_t flags,
 
     *seq += (uint32_t)len + (flags & TCP_SYN ? 1 : 0);
     return gate_send(g, f, n, 1);
-}
-
-static void one_checkpoint(void)
-{
-    struct iovec v[16];
-
-    buffer_clear(&net_state);
-    gate_barrier(g, ++w.taken, &net_state);
-    gate_release(g, w.taken);
-    gate_pop(g, gate_peek(g, v, 16), 1);
 }
 
 /* Parsers that need the client's side: it is followed, also when it is sent again; a gap, and what comes
@@ -903,6 +1095,11 @@ int main(void)
         cmocka_unit_test(test_every_schedule),
         cmocka_unit_test(test_random_schedules),
         cmocka_unit_test(test_strict),
+        cmocka_unit_test(test_new_protection),
+        cmocka_unit_test(test_connection_anew),
+        cmocka_unit_test(test_forgotten_without_checkpoint),
+        cmocka_unit_test(test_full_table),
+        cmocka_unit_test(test_what_is_one_flow),
         cmocka_unit_test(test_linger),
         cmocka_unit_test(test_urgent),
         cmocka_unit_test(test_reasons),

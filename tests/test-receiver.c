@@ -345,6 +345,43 @@ static void r4_old_checkpoint_is_kept_until_the_new_one_is_whole(void **state)
     }
 }
 
+/* All anew, and a checkpoint; not whole when `cut`. */
+static void again(struct rig *g, uint64_t epoch, bool cut)
+{
+    struct error err = {""};
+
+    assert_false(receiver_keeps(g->rx));
+    receiver_start(g->rx, START_KEEP);
+    assert_true(receiver_keeps(g->rx));
+    records_restart(&g->out);
+    sync_all(g);
+    take(g, epoch);
+    assert_int_equal(feed(g, 0, g->out.count - 1, &err), RECEIVER_MORE);
+    if (cut)
+        return;
+    remember(g);
+    assert_int_equal(feed(g, g->out.count - 1, g->out.count, &err), RECEIVER_WHOLE);
+    apply(g, epoch);
+}
+
+static void r4_what_is_kept_is_of_the_last_checkpoint(void **state)
+{
+    struct rig *g = rig_new(PAGE_CODEC_LZ4);
+    struct receiver_checkpoint ck;
+
+    (void)state;
+    again(g, 1, false);
+    again(g, 2, true); /* the same pages change once more */
+    receiver_restore(g->rx);
+    assert_untouched(g);
+    again(g, 3, true);
+    receiver_start(g->rx, START_ANEW);
+    assert_false(receiver_keeps(g->rx));
+    receiver_checkpoint(g->rx, &ck);
+    assert_int_equal(ck.epoch, 0);
+    rig_free(g);
+}
+
 /* --- what is not --- */
 
 static void r4_stream_ends_after_any_record(void **state)
@@ -819,6 +856,7 @@ int main(void)
         cmocka_unit_test(r2_checkpoint_without_pages),
         cmocka_unit_test(new_session_forgets_the_checkpoint),
         cmocka_unit_test(r4_old_checkpoint_is_kept_until_the_new_one_is_whole),
+        cmocka_unit_test(r4_what_is_kept_is_of_the_last_checkpoint),
         cmocka_unit_test(r4_stream_ends_after_any_record),
         cmocka_unit_test(r2_any_record_missing),
         cmocka_unit_test(r2_any_record_twice),

@@ -88,8 +88,8 @@ static void code(uint8_t key[KEY], bool pack)
     else
         w.now = BASE, w.d.timeout = TIMEOUT;
     F(lc.state), F(lc.held), F(lc.pending), F(lc.handover_sent), F(lc.leaving);
-    T(lc.lost_at, DEGRADE), T(lc.next_connect, 0), T(lc.next_ask, 0);
-    F(d.state), F(d.connected), F(d.pending);
+    T(lc.next_connect, 0), T(lc.degrade_at, 0);
+    F(d.state), F(d.pending);
     T(d.heard, TIMEOUT), T(d.ran, TIMEOUT), T(d.next_ask, 0);
     F(primary_dead), F(backup_dead), F(guest), F(passing), F(suspended), F(handover_kept);
     F(dialing), F(continuous), F(began), F(leaving);

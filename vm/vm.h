@@ -104,7 +104,7 @@ struct replica {
     uint64_t pages;
 };
 
-/* Order of calls: open; the caller writes memory; activate once; health; close. */
+/* Order of calls: open; the caller writes memory; activate once; settle; health; close. */
 struct replica_ops {
     const char *name;
 
@@ -118,6 +118,9 @@ struct replica_ops {
 
     /* Loads the machine state and runs the guest.  memory must hold the same checkpoint. */
     int (*activate)(struct replica *r, const uint8_t *state, size_t len, struct error *err);
+
+    /* Optional.  What can wait until the guest has its network: called soon after activate succeeded. */
+    void (*settle)(struct replica *r);
 
     /* After activate: how the guest fares. */
     enum vm_health (*health)(struct replica *r);

@@ -331,9 +331,14 @@ static int replica_activate(struct replica *r, const uint8_t *state, size_t len,
         return -1;
     xen_note(x->log, "told");
     x->active = true;
-    unmap(x); /* takes its time with a large guest: not before it runs */
-    end_restore(x);
     return 0;
+}
+
+/* To unmap a guest takes long: in a PV dom0 most of what the takeover itself did. */
+static void replica_settle(struct replica *r)
+{
+    unmap(of(r));
+    end_restore(of(r));
 }
 
 static enum vm_health replica_health(struct replica *r)
@@ -345,6 +350,7 @@ const struct replica_ops xen_replica_ops = {
     .name = "xen",
     .open = replica_open,
     .activate = replica_activate,
+    .settle = replica_settle,
     .health = replica_health,
     .close = replica_close,
 };
