@@ -184,9 +184,13 @@ static uint64_t record_size(uint64_t length)
 
 static uint64_t checksum(uint64_t chain, const uint8_t head[32], const uint8_t *body, size_t length)
 {
+    uint8_t before[8];
+    struct wire_writer w = wire_writer(before, sizeof(before));
     XXH3_state_t x;
 
-    XXH3_64bits_reset_withSeed(&x, chain);
+    wire_put_uint(&w, chain, 8);
+    XXH3_64bits_reset(&x);
+    XXH3_64bits_update(&x, before, sizeof(before));
     XXH3_64bits_update(&x, head, 32);
     XXH3_64bits_update(&x, body, length);
     return XXH3_64bits_digest(&x);

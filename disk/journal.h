@@ -23,10 +23,10 @@
  *     8   position u64               where the record should be: what an older lap left is no record
  *     16  epoch u64
  *     24  length u64                 of the body, which is padded to 8
- *     32  checksum u64               XXH3-64 of these 32 octets and the body, seed: the checksum of the record before
+ *     32  checksum u64               XXH3-64 of the checksum of the record before, these 32 octets, and the body
  *
  * So a record counts only behind the very one that it was written behind: what a link left that broke amid an epoch, and
- * what lay behind a gap after a crash, never does.  The header has the seed of the first; opening draws a new one.
+ * what lay behind a gap after a crash, never does.  The header has what goes before the first; opening draws a new one.
  *
  * A commit's body is its generation, 8 octets.  IMAGE.remus beside each image says that it is a replica (image.h); activation
  * turns that into a valid image with a lineage of its own.
