@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "common/bitmap.h"
@@ -20,25 +22,46 @@
 #include "image.h"
 #include "journal.h"
 
-#define HEADER_MAGIC UINT64_C(0x72656d75736a6e31) /* "remusjn1" */
-#define RECORD_MAGIC 0x726a7231u                  /* "rjr1" */
+#define HEADER_MAGIC UINT64_C(0x72656d75736a6e32) /* "remusjn2" */
+#define RECORD_MAGIC 0x726a7232u                  /* "rjr2" */
 #define HEADER 4096u
 #define HEADER_USED 512u
 #define RECORD_HEAD 40u
 #define BODY_MAX (2u << 20)
 #define RANGE_BLOCKS 16384u /* of a COMPARED: its length fits into 32 bits */
+#define ZEROS_MAX (1u << 30)
+#define WRITE_BACK (16u << 20) /* octets written to images directly before the kernel is told to begin */
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* linux/mman.h, Linux 5.14 */
+#endif
 
 enum { RECORD_CHANGES = 1, RECORD_COMMIT = 2 };
 
-struct record_head {
+/* One thread each. */
+enum job { FLUSH, APPLY, FREE, JOBS };
+
+struct ring_record {
     uint32_t type;
     uint64_t at, epoch, length, checksum;
+    const uint8_t *body;
+};
+
+/* A place between two records. */
+struct place {
+    uint64_t at;
+    uint64_t chain; /* checksum of the record before it, or a number that no older record can know */
+};
+
+/* What a commit says. */
+struct commit {
+    uint64_t epoch, generation;
 };
 
 /* What the header says, durably. */
 struct header {
     bool whole;       /* the images are at an epoch; else they are being synchronised */
-    uint64_t tail;    /* from here the journal must be replayed */
+    struct place tail; /* from here the journal must be replayed */
     uint64_t capacity;
     unsigned count;
     uint64_t ids[DISKS_MAX], sizes[DISKS_MAX], generations[DISKS_MAX];
@@ -47,12 +70,17 @@ struct header {
 struct journal {
     char path[PATH_MAX], *images[DISKS_MAX];
     int fd, image_fds[DISKS_MAX];
-    pthread_t thread;
-    bool running;
-    uint8_t *body;     /* the thread's */
+    const uint8_t *ring; /* mapped, for reading; NULL: it cannot be */
+    struct worker {
+        struct journal *journal;
+        pthread_t thread;
+        bool running, busy;
+    } workers[JOBS];
+    uint8_t *body;       /* of whoever applies: for a record that goes over the ring's end */
 
     /* of the epoch that is coming in */
-    uint64_t head, length, generation;
+    struct place head;
+    uint64_t length, generation, written_back;
     XXH3_state_t *digest;
     bool ended, keeping;
     uint64_t sizes[DISKS_MAX], capacity;
@@ -62,14 +90,17 @@ struct journal {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct header durable;
-    uint64_t committed, committed_epoch;
+    struct place committed;
+    uint64_t committed_epoch;
     uint64_t generations[DISKS_MAX];   /* at `committed` */
-    uint64_t applied, applied_epoch;   /* in the images, durable or not */
+    struct place flushed;              /* durable in the journal */
+    struct place applied;              /* in the images, durable or not */
+    struct commit last;                /* at `applied` */
     uint64_t applied_generation;       /* likewise; 0: none since synchronising began */
     uint64_t waited_ns;
     uint64_t checked, differing_blocks; /* not reported yet */
     struct bitmap differing[DISKS_MAX]; /* blocks of the images */
-    bool whole, busy, want_room, hurry, activated, stop, failed;
+    bool whole, want_room, hurry, activated, stop, failed;
     struct error why;
 };
 
@@ -84,7 +115,8 @@ static int put_header(struct journal *j, const struct header *h, struct error *e
     wire_put_uint(&w, h->whole, 2);
     wire_put_uint(&w, h->count, 2);
     wire_put_uint(&w, 0, 4);
-    wire_put_uint(&w, h->tail, 8);
+    wire_put_uint(&w, h->tail.at, 8);
+    wire_put_uint(&w, h->tail.chain, 8);
     wire_put_uint(&w, h->capacity, 8);
     for (unsigned i = 0; i < h->count; i++) {
         wire_put_uint(&w, h->ids[i], 8);
@@ -110,7 +142,8 @@ static bool get_header(const struct journal *j, struct header *h)
     h->whole = wire_get_u16(&r);
     h->count = wire_get_u16(&r);
     wire_get_u32(&r);
-    h->tail = wire_get_u64(&r);
+    h->tail.at = wire_get_u64(&r);
+    h->tail.chain = wire_get_u64(&r);
     h->capacity = wire_get_u64(&r);
     if (h->count > DISKS_MAX || h->capacity < BODY_MAX || h->capacity % 4096)
         return false;
@@ -149,42 +182,73 @@ static uint64_t record_size(uint64_t length)
     return RECORD_HEAD + ((length + 7) & ~UINT64_C(7));
 }
 
-static uint64_t checksum(const uint8_t head[32], const uint8_t *body, size_t length)
+static uint64_t checksum(uint64_t chain, const uint8_t head[32], const uint8_t *body, size_t length)
 {
+    uint8_t before[8];
+    struct wire_writer w = wire_writer(before, sizeof(before));
     XXH3_state_t x;
 
+    wire_put_uint(&w, chain, 8);
     XXH3_64bits_reset(&x);
+    XXH3_64bits_update(&x, before, sizeof(before));
     XXH3_64bits_update(&x, head, 32);
     XXH3_64bits_update(&x, body, length);
     return XXH3_64bits_digest(&x);
+}
+
+/* Head and body; in one call, but where the ring ends. */
+static int write_record(const struct journal *j, uint64_t at, uint8_t *head, const uint8_t *body, size_t length)
+{
+    struct iovec iov[] = {{head, RECORD_HEAD}, {(void *)body, length}};
+    uint64_t index = at % j->capacity;
+
+    if (RECORD_HEAD + length <= j->capacity - index &&
+        pwritev(j->fd, iov, 2, (off_t)(HEADER + index)) == (ssize_t)(RECORD_HEAD + length))
+        return 0;
+    /* This says why, too, when not all was written. */
+    return ring_io(j, true, at, head, RECORD_HEAD) < 0 || ring_io(j, true, at + RECORD_HEAD, (void *)body, length) < 0
+               ? -1 : 0;
 }
 
 static int put_record(struct journal *j, unsigned type, uint64_t epoch, const uint8_t *body, size_t length)
 {
     uint8_t head[RECORD_HEAD];
     struct wire_writer w = wire_writer(head, sizeof(head));
+    uint64_t sum;
 
     wire_put_uint(&w, RECORD_MAGIC, 4);
     wire_put_uint(&w, type, 4);
-    wire_put_uint(&w, j->head, 8);
+    wire_put_uint(&w, j->head.at, 8);
     wire_put_uint(&w, epoch, 8);
     wire_put_uint(&w, length, 8);
-    wire_put_uint(&w, checksum(head, body, length), 8);
-    if (ring_io(j, true, j->head, head, sizeof(head)) < 0 ||
-        ring_io(j, true, j->head + RECORD_HEAD, (void *)body, length) < 0)
+    sum = checksum(j->head.chain, head, body, length);
+    wire_put_uint(&w, sum, 8);
+    if (write_record(j, j->head.at, head, body, length) < 0)
         return -1;
-    j->head += record_size(length);
+    j->head = (struct place){j->head.at + record_size(length), sum};
     return 0;
 }
 
-/* The record at `at`, its body in j->body.  False when there is none. */
-static bool get_record(const struct journal *j, uint64_t at, struct record_head *rec)
+/* Where these octets of the ring are in memory; NULL when they are not there in one piece, or cannot be read. */
+static const uint8_t *mapped(const struct journal *j, uint64_t at, uint64_t length)
+{
+    uint64_t index = at % j->capacity, page = index & ~UINT64_C(4095);
+
+    /* Touching what cannot be read would be SIGBUS, this and read() fail. */
+    if (!j->ring || length > j->capacity - index ||
+        (madvise((void *)(j->ring + HEADER + page), index - page + length, MADV_POPULATE_READ) < 0 && errno != EINVAL))
+        return NULL;
+    return j->ring + HEADER + index;
+}
+
+/* The record at this place.  False when there is none. */
+static bool get_record(const struct journal *j, struct place at, struct ring_record *rec)
 {
     uint8_t head[RECORD_HEAD];
     struct wire_reader r = wire_reader(head, sizeof(head));
     uint32_t magic;
 
-    if (ring_io(j, false, at, head, sizeof(head)) < 0)
+    if (ring_io(j, false, at.at, head, sizeof(head)) < 0)
         return false;
     magic = wire_get_u32(&r);
     rec->type = wire_get_u32(&r);
@@ -192,9 +256,25 @@ static bool get_record(const struct journal *j, uint64_t at, struct record_head 
     rec->epoch = wire_get_u64(&r);
     rec->length = wire_get_u64(&r);
     rec->checksum = wire_get_u64(&r);
-    return magic == RECORD_MAGIC && rec->at == at && rec->length <= BODY_MAX &&
-           ring_io(j, false, at + RECORD_HEAD, j->body, rec->length) == 0 &&
-           checksum(head, j->body, rec->length) == rec->checksum;
+    if (magic != RECORD_MAGIC || rec->at != at.at || rec->length > BODY_MAX)
+        return false;
+    rec->body = mapped(j, at.at + RECORD_HEAD, rec->length);
+    if (!rec->body) {
+        if (ring_io(j, false, at.at + RECORD_HEAD, j->body, rec->length) < 0)
+            return false;
+        rec->body = j->body;
+    }
+    return checksum(at.chain, head, rec->body, rec->length) == rec->checksum;
+}
+
+/* To behind this record, which is at *at. */
+static void pass_record(struct place *at, const struct ring_record *rec, struct commit *last)
+{
+    struct wire_reader r = wire_reader(rec->body, rec->length);
+
+    *at = (struct place){at->at + record_size(rec->length), rec->checksum};
+    if (rec->type == RECORD_COMMIT)
+        *last = (struct commit){rec->epoch, wire_get_u64(&r)};
 }
 
 /* --- images --- */
@@ -249,126 +329,169 @@ static int sync_images(const struct journal *j, struct error *err)
     return 0;
 }
 
-/* --- applying --- */
+/* --- the threads: the journal is made durable, then applied, then the images are made durable --- */
 
-/* From `from` to `target`, which ends with a commit. */
-static int apply(struct journal *j, uint64_t from, uint64_t target, bool compare, uint64_t *epoch, struct error *err)
+/* From *from, which moves, to `target`, which ends with a commit. */
+static int apply(struct journal *j, struct place *from, uint64_t target, bool compare, struct commit *last,
+                 struct error *err)
 {
-    struct record_head rec;
+    struct ring_record rec;
 
-    while (from < target) {
-        if (!get_record(j, from, &rec))
-            return error_set(err, "%s: cannot read back what was written at %" PRIu64, j->path, from);
-        if (rec.type == RECORD_COMMIT)
-            *epoch = rec.epoch;
-        else if (change_images(j, j->body, rec.length, compare, err) < 0)
+    while (from->at < target) {
+        if (!get_record(j, *from, &rec))
+            return error_set(err, "%s: cannot read back what was written at %" PRIu64, j->path, from->at);
+        if (rec.type == RECORD_CHANGES && change_images(j, rec.body, rec.length, compare, err) < 0)
             return -1;
         fault_crash("disk-amid-apply", rec.epoch);
-        from += record_size(rec.length);
+        pass_record(from, &rec, last);
     }
     return 0;
 }
 
-/* The images are durable up to `applied`: what is before it may be overwritten. */
-static int free_room(struct journal *j, struct error *err)
+static bool flush_due(const struct journal *j)
 {
-    struct header h;
-
-    if (sync_images(j, err) < 0)
-        return -1;
-    pthread_mutex_lock(&j->lock);
-    h = j->durable;
-    h.tail = j->applied;
-    h.whole = true;
-    if (j->applied == j->committed) /* else older ones stand: a resync sends a little more */
-        memcpy(h.generations, j->generations, sizeof(h.generations));
-    pthread_mutex_unlock(&j->lock);
-    fault_crash("disk-before-free", j->applied_epoch);
-    if (put_header(j, &h, err) < 0)
-        return -1;
-    fault_crash("disk-after-free", j->applied_epoch);
-    SCOPED_LOCK(&j->lock);
-    j->durable = h;
-    j->want_room = false;
-    return 0;
+    return !j->hurry && j->flushed.at != j->committed.at;
 }
 
-static int work(struct journal *j, struct error *err)
+static int flush(struct journal *j, struct error *err)
 {
-    uint64_t epoch = 0, target, generation;
-    bool first, hurry, free_now;
+    struct place target;
 
     pthread_mutex_lock(&j->lock);
     target = j->committed;
-    generation = j->generations[0]; /* all have the same */
-    first = !j->whole;
-    hurry = j->hurry;
     pthread_mutex_unlock(&j->lock);
-    /* A commit mark that survives says that what was synchronised before it does, too. */
-    if (first && sync_images(j, err) < 0)
-        return -1;
-    /*
-     * In a takeover the journal need not survive the host: without this host there is nothing to take over, and the
-     * primary's image is the valid one until the activation record is durable.
-     */
-    if (!hurry && fdatasync(j->fd) < 0)
+    if (fdatasync(j->fd) < 0)
         return error_set(err, "%s: %s", j->path, strerror(errno));
-    if (apply(j, j->applied, target, !hurry, &epoch, err) < 0)
-        return -1;
+    SCOPED_LOCK(&j->lock);
+    j->flushed = target;
+    return 0;
+}
+
+/*
+ * In a takeover the journal need not survive the host: without this host there is nothing to take over, and the
+ * primary's image is the valid one until the activation record is durable.
+ */
+static struct place may_apply(const struct journal *j)
+{
+    return j->hurry ? j->committed : j->flushed;
+}
+
+static bool apply_due(const struct journal *j)
+{
+    return j->applied.at < may_apply(j).at;
+}
+
+static int apply_flushed(struct journal *j, struct error *err)
+{
+    struct commit last = {0};
+    struct place at, target;
+    bool compare;
+
     pthread_mutex_lock(&j->lock);
-    j->applied = target;
-    j->applied_epoch = epoch;
-    j->applied_generation = generation;
-    free_now = !j->hurry && (first || j->applied - j->durable.tail > j->capacity / 4);
-    j->whole = true;
+    at = j->applied;
+    target = may_apply(j);
+    compare = !j->hurry;
     pthread_mutex_unlock(&j->lock);
-    return free_now ? free_room(j, err) : 0;
+    if (apply(j, &at, target.at, compare, &last, err) < 0)
+        return -1;
+    SCOPED_LOCK(&j->lock);
+    j->applied = at;
+    j->last = last;
+    j->applied_generation = last.generation;
+    j->whole = true;
+    return 0;
+}
+
+/* Space is given back early enough that nobody waits for it, and late enough that what is overwritten often reaches the disk once. */
+static bool free_due(const struct journal *j)
+{
+    uint64_t used = j->applied.at - j->durable.tail.at;
+
+    return j->activated ||
+           (!j->hurry && j->whole && used && (j->want_room || !j->durable.whole || used > j->capacity / 4));
+}
+
+/* Makes the images durable up to `applied': what is before it in the journal may be overwritten. */
+static int free_room(struct journal *j, struct error *err)
+{
+    struct commit last;
+    struct header h;
+
+    pthread_mutex_lock(&j->lock);
+    last = j->last;
+    h = j->durable;
+    h.tail = j->applied;
+    h.whole = true;
+    for (unsigned i = 0; i < j->count; i++)
+        h.generations[i] = last.generation;
+    pthread_mutex_unlock(&j->lock);
+    if (sync_images(j, err) < 0)
+        return -1;
+    fault_crash("disk-before-free", last.epoch);
+    if (put_header(j, &h, err) < 0)
+        return -1;
+    fault_crash("disk-after-free", last.epoch);
+    SCOPED_LOCK(&j->lock);
+    j->durable = h;
+    return 0;
 }
 
 /*
  * The guest runs from the images.  A flush of its own makes durable what is older, too; should it not flush, this
  * does.
  */
-static int finish(struct journal *j, struct error *err)
+static int free_or_finish(struct journal *j, struct error *err)
 {
+    bool activated;
+
     pthread_mutex_lock(&j->lock);
+    activated = j->activated;
     j->activated = false;
     pthread_mutex_unlock(&j->lock);
-    return sync_images(j, err);
+    return activated ? sync_images(j, err) : free_room(j, err);
 }
 
-/* What there is to do, or nothing. */
-static int (*next_task(const struct journal *j))(struct journal *, struct error *)
+static const struct {
+    bool (*due)(const struct journal *j); /* the lock is held */
+    int (*run)(struct journal *j, struct error *err);
+} jobs[JOBS] = {
+    [FLUSH] = {flush_due, flush},
+    [APPLY] = {apply_due, apply_flushed},
+    [FREE] = {free_due, free_or_finish},
+};
+
+/* Nobody does anything, and nobody will before something new comes.  The lock is held. */
+static bool idle(const struct journal *j)
 {
-    if (j->applied != j->committed)
-        return work;
-    if (j->want_room && j->durable.tail != j->applied)
-        return free_room;
-    return j->activated ? finish : NULL;
+    for (int i = 0; i < JOBS; i++)
+        if (j->workers[i].busy || jobs[i].due(j))
+            return false;
+    return true;
 }
 
 static void *run(void *arg)
 {
-    struct journal *j = arg;
+    struct worker *w = arg;
+    struct journal *j = w->journal;
+    int job = (int)(w - j->workers);
     struct error err;
 
     pthread_mutex_lock(&j->lock);
     while (!j->failed) {
-        int (*task)(struct journal *, struct error *) = next_task(j);
         int rc;
 
-        if (!task) {
-            if (j->stop)
+        if (!jobs[job].due(j)) {
+            if (j->stop && idle(j))
                 break;
             pthread_cond_wait(&j->changed, &j->lock);
             continue;
         }
-        j->busy = true;
+        w->busy = true;
         pthread_mutex_unlock(&j->lock);
-        rc = task(j, &err);
+        rc = jobs[job].run(j, &err);
         pthread_mutex_lock(&j->lock);
-        j->busy = false;
-        if (rc < 0) {
+        w->busy = false;
+        if (rc < 0 && !j->failed) {
             j->failed = true;
             j->why = err;
         }
@@ -390,7 +513,17 @@ static int drain(struct journal *j, struct error *err)
 {
     SCOPED_LOCK(&j->lock);
 
-    while (!j->failed && (j->busy || j->applied != j->committed))
+    while (!j->failed && (j->workers[APPLY].busy || j->applied.at != j->committed.at))
+        pthread_cond_wait(&j->changed, &j->lock);
+    return j->failed ? error_set(err, "%s", j->why.text) : 0;
+}
+
+/* The same, and the threads leave the header alone from then on. */
+static int await_idle(struct journal *j, struct error *err)
+{
+    SCOPED_LOCK(&j->lock);
+
+    while (!j->failed && !idle(j))
         pthread_cond_wait(&j->changed, &j->lock);
     return j->failed ? error_set(err, "%s", j->why.text) : 0;
 }
@@ -400,29 +533,28 @@ static int drain(struct journal *j, struct error *err)
 /* From the durable tail to the last commit that is whole. */
 static int replay(struct journal *j, struct error *err)
 {
-    uint64_t at = j->durable.tail, target = at, generation = 0;
-    struct record_head rec;
+    struct place at = j->durable.tail, from = at;
+    uint64_t target = at.at;
+    struct commit last;
+    struct ring_record rec;
 
-    while (at - j->durable.tail + RECORD_HEAD <= j->capacity && get_record(j, at, &rec)) {
-        struct wire_reader r = wire_reader(j->body, rec.length);
-
-        at += record_size(rec.length);
-        if (rec.type != RECORD_COMMIT)
-            continue;
-        target = at;
-        generation = wire_get_u64(&r);
-        j->committed_epoch = rec.epoch;
+    while (at.at - from.at + RECORD_HEAD <= j->capacity && get_record(j, at, &rec)) {
+        pass_record(&at, &rec, &last);
+        if (rec.type == RECORD_COMMIT)
+            target = at.at;
     }
-    if (target != j->durable.tail) {
-        if (apply(j, j->durable.tail, target, false, &j->applied_epoch, err) < 0)
+    if (target != from.at) {
+        if (apply(j, &from, target, false, &j->last, err) < 0)
             return -1;
         for (unsigned i = 0; i < j->count; i++)
-            j->durable.generations[i] = generation;
+            j->durable.generations[i] = j->last.generation;
         j->durable.whole = true;
     }
     if (sync_images(j, err) < 0)
         return -1;
-    j->durable.tail = j->committed = j->applied = j->head = target;
+    /* What lies behind it was lost in a crash: it must not count when the records before it are written again. */
+    j->durable.tail = j->committed = j->flushed = j->applied = j->head = (struct place){target, random_id()};
+    j->committed_epoch = j->last.epoch;
     j->whole = j->durable.whole;
     memcpy(j->generations, j->durable.generations, sizeof(j->generations));
     return put_header(j, &j->durable, err);
@@ -447,6 +579,29 @@ static int claim_image(const char *image, const struct disk_info *disk, struct e
         return 0;
     return image_write(image, &(struct image_record){.role = IMAGE_REPLICA, .id = random_id(), .size = size},
                        err);
+}
+
+/* It saves copying what is applied. */
+static void map_ring(struct journal *j)
+{
+    void *p = mmap(NULL, HEADER + j->capacity, PROT_READ, MAP_SHARED, j->fd, 0);
+
+    j->ring = p == MAP_FAILED ? NULL : p;
+}
+
+/*
+ * Once, so that the first lap makes no file system turn what was only reserved into what is written, which halves the
+ * speed of each flush.  The rest of a huge journal bears that.
+ */
+static int write_zeros(struct journal *j)
+{
+    uint64_t end = j->capacity < ZEROS_MAX ? j->capacity : ZEROS_MAX;
+
+    memset(j->body, 0, BODY_MAX);
+    for (uint64_t at = 0; at < end; at += BODY_MAX)
+        if (ring_io(j, true, at, j->body, end - at < BODY_MAX ? end - at : BODY_MAX) < 0)
+            return -1;
+    return 0;
 }
 
 static int open_file(struct journal *j, const struct disk_info *disks, size_t capacity, struct error *err)
@@ -475,6 +630,8 @@ static int open_file(struct journal *j, const struct disk_info *disks, size_t ca
                                                            : posix_fallocate(j->fd, 0, (off_t)(HEADER + capacity));
     if (rc) /* all of it now: a full disk shows here and not in a commit */
         return error_set(err, "%s: journal of %zu MiB: %s", j->path, capacity >> 20, strerror(rc));
+    if (write_zeros(j) < 0)
+        return error_set(err, "%s: %s", j->path, strerror(errno));
     return put_header(j, &j->durable, err);
 }
 
@@ -518,13 +675,19 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
     }
     if (open_file(j, disks, capacity, err) < 0)
         goto fail;
+    map_ring(j);
     XXH3_64bits_reset(j->digest);
-    rc = pthread_create(&j->thread, NULL, run, j);
-    if (rc) {
-        error_set(err, "cannot start a thread: %s", strerror(rc));
-        goto fail;
+    for (int i = 0; i < JOBS; i++) {
+        struct worker *w = &j->workers[i];
+
+        w->journal = j;
+        rc = pthread_create(&w->thread, NULL, run, w);
+        if (rc) {
+            error_set(err, "cannot start a thread: %s", strerror(rc));
+            goto fail;
+        }
+        w->running = true;
     }
-    j->running = true;
     *out = j;
     return 0;
 fail:
@@ -536,13 +699,15 @@ void journal_close(struct journal *j)
 {
     if (!j)
         return;
-    if (j->running) {
-        pthread_mutex_lock(&j->lock);
-        j->stop = true;
-        pthread_cond_broadcast(&j->changed);
-        pthread_mutex_unlock(&j->lock);
-        pthread_join(j->thread, NULL);
-    }
+    pthread_mutex_lock(&j->lock);
+    j->stop = true;
+    pthread_cond_broadcast(&j->changed);
+    pthread_mutex_unlock(&j->lock);
+    for (int i = 0; i < JOBS; i++)
+        if (j->workers[i].running)
+            pthread_join(j->workers[i].thread, NULL);
+    if (j->ring)
+        munmap((void *)j->ring, HEADER + j->capacity);
     for (unsigned i = 0; i < DISKS_MAX; i++) {
         bitmap_free(&j->differing[i]);
         if (i < j->count && j->image_fds[i] >= 0)
@@ -633,7 +798,7 @@ bool journal_whole(struct journal *j)
 {
     SCOPED_LOCK(&j->lock);
 
-    return j->whole || j->applied != j->committed;
+    return j->whole || j->applied.at != j->committed.at;
 }
 
 /* The images are no replica from here on, until the next commit. */
@@ -641,7 +806,8 @@ static int give_up_epoch(struct journal *j, const uint64_t ids[DISKS_MAX], struc
 {
     struct header h;
 
-    if (drain(j, err) < 0)
+    /* Their generation is to be believed after the loss of the host, too. */
+    if (await_idle(j, err) < 0 || sync_images(j, err) < 0)
         return -1;
     h = j->durable;
     h.whole = false;
@@ -653,7 +819,7 @@ static int give_up_epoch(struct journal *j, const uint64_t ids[DISKS_MAX], struc
     SCOPED_LOCK(&j->lock);
     j->durable = h;
     j->whole = false;
-    j->committed_epoch = j->applied_epoch = 0;
+    j->committed_epoch = j->last.epoch = 0;
     return 0;
 }
 
@@ -681,10 +847,11 @@ int journal_begin(struct journal *j, const struct disk_info *disks, enum link_st
 /* Synchronising over an epoch that was kept takes more than the journal holds: the images get what waits in it. */
 static int stop_keeping(struct journal *j, struct error *err)
 {
-    uint64_t none = 0;
+    struct place from = j->committed;
+    struct commit none;
 
     j->keeping = false;
-    if (give_up_epoch(j, j->durable.ids, err) < 0 || apply(j, j->committed, j->head, false, &none, err) < 0)
+    if (give_up_epoch(j, j->durable.ids, err) < 0 || apply(j, &from, j->head.at, false, &none, err) < 0)
         return -1;
     j->head = j->committed;
     return 0;
@@ -696,17 +863,29 @@ static int make_room(struct journal *j, uint64_t size, uint64_t epoch, struct er
     uint64_t began = clock_ns();
     SCOPED_LOCK(&j->lock);
 
-    while (!j->failed && j->head + size - j->durable.tail > j->capacity) {
-        if (!j->busy && j->applied == j->committed && j->durable.tail == j->applied)
+    while (!j->failed && j->head.at + size - j->durable.tail.at > j->capacity) {
+        j->want_room = true;
+        if (idle(j))
             return error_set(err, "checkpoint %" PRIu64 " changes more of the disks than the journal of %" PRIu64
                              " MiB holds: raise disk-journal on both hosts", epoch, j->capacity >> 20);
-        j->want_room = true;
         pthread_cond_broadcast(&j->changed);
         pthread_cond_wait(&j->changed, &j->lock);
         j->waited_ns += clock_ns() - began;
         began = clock_ns();
     }
+    j->want_room = false;
     return j->failed ? error_set(err, "%s", j->why.text) : 0;
+}
+
+/* Of no epoch.  The kernel begins to write early, so that the first commit waits for little. */
+static int change_directly(struct journal *j, const uint8_t *entries, size_t length, struct error *err)
+{
+    j->written_back += length;
+    for (unsigned i = 0; j->written_back >= WRITE_BACK && i < j->count; i++)
+        sync_file_range(j->image_fds[i], 0, 0, SYNC_FILE_RANGE_WRITE);
+    if (j->written_back >= WRITE_BACK)
+        j->written_back = 0;
+    return change_images(j, entries, length, true, err);
 }
 
 int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, size_t length, struct error *err)
@@ -721,11 +900,11 @@ int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, siz
             return -1;
     XXH3_64bits_update(j->digest, entries, length);
     j->length += length;
-    if (epoch == 0 && j->keeping && j->head + record_size(length) - j->committed > j->capacity / 2 &&
+    if (epoch == 0 && j->keeping && j->head.at + record_size(length) - j->committed.at > j->capacity / 2 &&
         stop_keeping(j, err) < 0)
         return -1;
     if (epoch == 0 && !j->keeping)
-        return change_images(j, entries, length, true, err);
+        return change_directly(j, entries, length, err);
     if (make_room(j, record_size(length) + record_size(8), epoch, err) < 0)
         return -1;
     if (put_record(j, RECORD_CHANGES, epoch, entries, length) < 0)
@@ -757,6 +936,9 @@ int journal_commit(struct journal *j, uint64_t epoch, struct error *err)
     wire_put_uint(&w, j->generation, 8);
     if (make_room(j, record_size(sizeof(body)), epoch, err) < 0)
         return -1;
+    /* The mark may be on the disk as soon as it is written; what was synchronised before it must be there already. */
+    if (!journal_whole(j) && sync_images(j, err) < 0)
+        return -1;
     fault_crash("disk-before-commit", epoch);
     if (put_record(j, RECORD_COMMIT, epoch, body, sizeof(body)) < 0)
         return error_set(err, "%s: %s", j->path, strerror(errno));
@@ -782,7 +964,8 @@ int journal_read(struct journal *j, const struct proto_block *block, uint8_t *da
         return error_set(err, "a page that is block %" PRIu32 " of disk %" PRIu32 ", which is not there", block->block,
                          block->disk);
     pthread_mutex_lock(&j->lock);
-    while (!j->failed && j->applied_generation < least && (j->busy || j->applied != j->committed))
+    while (!j->failed && j->applied_generation < least &&
+           (j->workers[APPLY].busy || j->applied.at != j->committed.at))
         pthread_cond_wait(&j->changed, &j->lock);
     here = j->whole && j->applied_generation >= least;
     pthread_mutex_unlock(&j->lock);
@@ -800,16 +983,24 @@ int journal_read(struct journal *j, const struct proto_block *block, uint8_t *da
     return 0;
 }
 
+static void set_hurry(struct journal *j, bool hurry)
+{
+    SCOPED_LOCK(&j->lock);
+
+    j->hurry = hurry;
+    pthread_cond_broadcast(&j->changed);
+}
+
 int journal_activate(struct journal *j, uint64_t epoch, struct error *err)
 {
-    pthread_mutex_lock(&j->lock);
-    j->hurry = true;
-    pthread_mutex_unlock(&j->lock);
+    set_hurry(j, true);
     if (drain(j, err) < 0)
         return -1;
-    if (!j->whole || j->committed_epoch != epoch)
+    if (!j->whole || j->committed_epoch != epoch) {
+        set_hurry(j, false);
         return error_set(err, "the disks are at checkpoint %" PRIu64 ", the memory is at %" PRIu64,
                          j->whole ? j->committed_epoch : 0, epoch);
+    }
     fault_crash("disk-before-activate", epoch);
     for (unsigned i = 0; i < j->count; i++) {
         if (image_validate(j->images[i], epoch, err) < 0)
@@ -866,9 +1057,9 @@ void journal_stats(struct journal *j, struct journal_stats *stats)
     SCOPED_LOCK(&j->lock);
 
     *stats = (struct journal_stats){
-        .used_bytes = j->committed - j->durable.tail,
+        .used_bytes = j->committed.at - j->durable.tail.at,
         .max_bytes = j->capacity,
-        .applied_epoch = j->applied_epoch,
+        .applied_epoch = j->last.epoch,
         .committed_epoch = j->committed_epoch,
         .waited_ns = j->waited_ns,
         .whole = j->whole,

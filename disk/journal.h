@@ -2,24 +2,31 @@
 /*
  * The disks of a replica on the backup: a write-ahead journal in front of the images.
  *
- *     DISK records --> journal file (a ring) --commit--> thread: journal to disk, then images, in order
+ *     DISK records --> journal file (a ring) --commit--> made durable --> images, in order --> made durable, room given back
+ *                      caller's thread                   a thread         a thread             a thread
  *
  * The changes of an epoch go to the journal as they arrive; the images are not touched before the epoch is committed
- * (R4, R5).  That file is the bounded log (R9): while there is memory its octets are in the page cache, and the
- * thread reads them from there; when there is not, they are on the disk already.  A journal of our own
- * in memory would be the same with a second copy and a second path.
+ * (R4, R5).  That file is the bounded log (R9): while there is memory its octets are in the page cache, and are applied
+ * from there through a mapping, without a copy; when there is not, they are on the disk already.  A journal of our own
+ * in memory would be the same with a second path, and would lose what was acknowledged when the daemon dies.
  *
- * After a crash at any moment the images are at a committed epoch: before an octet of an epoch reaches an image, the
- * epoch and its commit mark are durable in the journal; space is reused only when the images themselves are
- * durable beyond it.  journal_open() replays, which may write again what was written before, in the same order.
+ * Each thread takes all that the one before it has done by then: the slower the disk, the more epochs share a flush.
+ *
+ * After a crash at any moment, of the daemon or of the host, the images are at a committed epoch: before an octet of an epoch
+ * reaches an image, the epoch and its commit mark are durable in the journal; space is reused only when the images themselves are
+ * durable beyond it; what was synchronised is durable in the images before the mark behind it is written.  journal_open()
+ * replays, which may write again what was written before, in the same order.
  *
  *     file: header (4096) | ring of records: head (40) and body; positions only grow, index = position % capacity
  *
- *     0   magic u32 "rjr1" | type u32: 1 changes, 2 commit
+ *     0   magic u32 "rjr2" | type u32: 1 changes, 2 commit
  *     8   position u64               where the record should be: what an older lap left is no record
  *     16  epoch u64
  *     24  length u64                 of the body, which is padded to 8
- *     32  checksum u64               XXH3-64 of these 32 octets and the body
+ *     32  checksum u64               XXH3-64 of the checksum of the record before, these 32 octets, and the body
+ *
+ * So a record counts only behind the very one that it was written behind: what a link left that broke amid an epoch, and
+ * what lay behind a gap after a crash, never does.  The header has what goes before the first; opening draws a new one.
  *
  * A commit's body is its generation, 8 octets.  IMAGE.remus beside each image says that it is a replica (image.h); activation
  * turns that into a valid image with a lineage of its own.

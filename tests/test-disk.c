@@ -714,6 +714,105 @@ static void test_old_epoch_is_kept_until_the_next_is_whole_R4_R5(void **state)
     }
 }
 
+/* --- what the loss of the host may leave in the journal --- */
+
+static void file_content(const char *path, uint8_t *content, size_t length, bool put)
+{
+    int fd = open(path, O_RDWR);
+
+    if (put)
+        assert_int_equal(pwrite(fd, content, length, 0), length);
+    else
+        assert_int_equal(pread(fd, content, length, 0), length);
+    close(fd);
+}
+
+/* Two records of epoch 2. */
+static size_t two_records(struct journal *j, uint8_t value, uint8_t *out)
+{
+    struct entry e = {.kind = ENTRY_WRITE, .length = 4096};
+    size_t size = entry_size(e.kind, e.length);
+    struct error err;
+
+    for (unsigned i = 0; i < 2; i++) {
+        e.offset = i * 8192;
+        entry_put(out + i * size, &e);
+        memset(out + i * size + ENTRY_HEAD, value + (int)i, e.length);
+        assert_int_equal(journal_write(j, 2, out + i * size, size, &err), 0);
+    }
+    return 2 * size;
+}
+
+/* Replays this journal over the images of epoch 1. */
+static uint64_t replayed(const char *path, uint8_t *content, size_t length, uint8_t *model[2])
+{
+    uint64_t bases[2];
+    struct journal *j;
+
+    file_content(path, content, length, true);
+    for (int i = 0; i < 2; i++)
+        file_content(paths[i], model[i], DISK_SIZE, true);
+    j = open_journal(16);
+    journal_bases(j, infos, bases);
+    journal_close(j);
+    return bases[0];
+}
+
+/* A record counts only behind the very one that it was written behind, and whole. */
+static void test_torn_end_of_the_journal_never_counts_R4_R5(void **state)
+{
+    enum { LENGTH = 4096 + 16 * MIB, RECORD = 40 + 16 + 4096 };
+    uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)}, entries[2 * (16 + 4096)];
+    uint8_t *cut = malloc(LENGTH), *whole = malloc(LENGTH), *mixed = malloc(LENGTH);
+    static uint8_t buffer[2 * MIB];
+    struct journal *j = open_journal(16);
+    struct journal_stats stats;
+    struct error err;
+    char path[PATH_MAX];
+    uint64_t tail = 0;
+    size_t length;
+
+    (void)state;
+    snprintf(path, sizeof(path), "%s.remus-journal", paths[0]);
+    changes(1, buffer, model);
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+    send(j, 1, 1001);
+    do {
+        usleep(1000);
+        journal_stats(j, &stats);
+    } while (stats.used_bytes);
+    two_records(j, 0x11, entries);
+    file_content(path, cut, LENGTH, false);
+    assert_int_equal(journal_begin(j, infos, START_RESUME, &err), 0); /* the link broke */
+    length = two_records(j, 0x22, entries);
+    assert_int_equal(journal_end(j, 1002, length, XXH3_64bits(entries, length), &err), 0);
+    assert_int_equal(journal_commit(j, 2, &err), 0);
+    journal_close(j);
+    file_content(path, whole, LENGTH, false);
+    for (unsigned i = 16; i < 24; i++)
+        tail = tail << 8 | whole[i];
+    tail += 4096;
+    memcpy(mixed, whole, LENGTH);
+    memcpy(mixed + tail + RECORD, cut + tail + RECORD, RECORD); /* in place of the second */
+    assert_int_equal(replayed(path, mixed, LENGTH, model), 1001);
+    assert_true(images_are(model));
+    for (unsigned i = 0; i < 2 * RECORD + 48; i += i < 40 ? 8 : 977) {
+        memcpy(mixed, whole, LENGTH);
+        mixed[tail + i] ^= 0x40;
+        assert_int_equal(replayed(path, mixed, LENGTH, model), 1001);
+        assert_true(images_are(model));
+    }
+    assert_int_equal(replayed(path, whole, LENGTH, model), 1002);
+    memset(model[0], 0x22, 4096);
+    memset(model[0] + 8192, 0x23, 4096);
+    assert_true(images_are(model));
+    free(cut);
+    free(whole);
+    free(mixed);
+    free(model[0]);
+    free(model[1]);
+}
+
 static size_t put_block(uint8_t *out, unsigned block, uint8_t value, uint64_t *hash)
 {
     struct entry e = {.kind = ENTRY_WRITE, .length = ENTRY_CHECK_MAX, .offset = block * ENTRY_CHECK_MAX};
@@ -847,6 +946,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_crash_at_each_step_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_uncommitted_changes_never_reach_the_images_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_old_epoch_is_kept_until_the_next_is_whole_R4_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_torn_end_of_the_journal_never_counts_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_checks_mean_their_place_among_the_changes_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_journal_is_bounded_R9, set_up, tear_down),
     };
