@@ -285,7 +285,9 @@ static void run_links(void)
             begin(START_KEEP);
         if (epoch == 65)
             begin(START_ANEW);
+        pthread_mutex_lock(&lock);
         rarity = epoch == 65 ? 4 : 12;
+        pthread_mutex_unlock(&lock);
         if (epoch == 1 || epoch == 50 || epoch == 65)
             for (int i = 0; i < 4; i++)
                 write_some(0, 4);
