@@ -117,6 +117,8 @@ static bool command(const char *word, const char *args)
         lifecycle_peer_active(&lc, now);
     } else if (strcmp(word, "first-checkpoint") == 0) {
         lifecycle_first_checkpoint(&lc);
+    } else if (strcmp(word, "never-held") == 0) {
+        lifecycle_never_held(&lc);
     } else if (strcmp(word, "acked") == 0) {
         lifecycle_acked(&lc, now);
     } else if (strcmp(word, "link-lost") == 0) {
