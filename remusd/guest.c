@@ -79,18 +79,26 @@ static int open_port(struct protection *p, struct error *err)
     return 0;
 }
 
+/* Does the backup run the VM, or wait to? */
+static enum answer ask_backup(struct protection *p, struct error *err)
+{
+    struct proto_welcome welcome;
+    struct link *link;
+    enum answer answer = protection_dial(p, HELLO_QUERY, &link, &welcome, err);
+
+    link_free(link);
+    return answer;
+}
+
 /*
  * May a guest be started here, or does it run on the backup already (R7)?  Asks the backup; when that does
  * not answer, the arbiter; when there is none, whoever started remusd has given the word.
  */
 static int may_start(struct protection *p, struct error *err)
 {
-    struct proto_welcome welcome;
-    struct link *link;
-    enum answer answer = protection_dial(p, HELLO_QUERY, &link, &welcome, err);
+    enum answer answer = ask_backup(p, err);
     enum arbiter_answer verdict;
 
-    link_free(link);
     if (answer == ANSWER_WELCOME || answer == ANSWER_REFUSED)
         return 0;
     if (answer == ANSWER_ACTIVE)
@@ -117,11 +125,8 @@ static int may_start(struct protection *p, struct error *err)
  */
 static bool runs_elsewhere(struct protection *p, struct error *err)
 {
-    struct proto_welcome welcome;
-    struct link *link;
-    enum answer answer = protection_dial(p, HELLO_QUERY, &link, &welcome, err);
+    enum answer answer = ask_backup(p, err);
 
-    link_free(link);
     return answer == ANSWER_ACTIVE || answer == ANSWER_TAKEN;
 }
 
