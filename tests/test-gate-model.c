@@ -536,6 +536,13 @@ static size_t segment(uint8_t *f, struct world *world, uint8_t flags)
     return n;
 }
 
+/* Whatever may leave does, unseen. */
+static void all_out(void)
+{
+    while (gate_peek(g, &(struct iovec){0}, 1))
+        gate_pop(g, 1, 1);
+}
+
 static void open_flow(unsigned flows)
 {
     g = gate_new(GATE_QUEUE_MIN, flows);
@@ -632,8 +639,7 @@ static void test_new_protection(void **state)
         assert_int_equal(send_row(TCP_ACK), GATE_HELD); /* R6: behind those that have not left */
         take_checkpoint();
         gate_release(g, ++w.acked);
-        while (gate_peek(g, &(struct iovec){0}, 1))
-            gate_pop(g, 1, 1);
+        all_out();
         assert_int_equal(send_row(TCP_ACK), GATE_PASSED);
         gate_free(g);
     }
@@ -662,8 +668,7 @@ static void covered(void)
 {
     take_checkpoint();
     gate_release(g, ++w.acked);
-    while (gate_peek(g, &(struct iovec){0}, 1))
-        gate_pop(g, 1, 1);
+    all_out();
 }
 
 /* R3: a connection between the same ports is another one, whatever the one before was. */
@@ -712,8 +717,7 @@ static void test_forgotten_without_checkpoint(void **state)
     conn_says(100, &seq, begin_, sizeof(begin_) - 1);
     gate_send(g, f, put_tcp(f, 0, PORT, 100, seq, TCP_ACK | TCP_FIN, NULL, 0), 1);
     gate_pass(g);
-    while (gate_peek(g, &(struct iovec){0}, 1))
-        gate_pop(g, 1, 1);
+    all_out();
     gate_hold(g);
     assert_int_equal(send_row(TCP_ACK), GATE_HELD);
     covered();
@@ -878,8 +882,7 @@ static void test_urgent(void **state)
     take_checkpoint();
     assert_false(gate_urgent(g)); /* and are covered */
     gate_release(g, ++w.acked);
-    while (gate_peek(g, &(struct iovec){0}, 1))
-        gate_pop(g, 1, 1);
+    all_out();
     for (unsigned i = 0; i < N; i++)
         conn_says(100 + i, &seq[i], row, sizeof(row) - 1);
     assert_false(gate_urgent(g));
@@ -892,8 +895,7 @@ static void test_urgent(void **state)
     conn_says(102, &seq[2], commit, sizeof(commit) - 1);
     assert_false(gate_urgent(g)); /* one; those that the checkpoint before covers go on soon */
     gate_release(g, ++w.acked);
-    while (gate_peek(g, &(struct iovec){0}, 1))
-        gate_pop(g, 1, 1);
+    all_out();
     for (unsigned i = 0; i < 3; i++) { /* the others end their connections, or are lost */
         uint8_t f[160];
         gate_send(g, f, put_tcp(f, 0, PORT, (uint16_t)(103 + i), seq[3 + i] + i, TCP_ACK | (i ? 0 : TCP_FIN), NULL, 0), 1);
