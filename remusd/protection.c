@@ -217,29 +217,6 @@ static enum vm_health health_in_the_end(struct protection *p)
     return health;
 }
 
-/* Brings the backup so far that the next checkpoint can make it a replica. */
-static bool synchronise(struct protection *p)
-{
-    struct engine *e = &p->engine;
-    struct error err;
-
-    if (!disks_synchronised(p))
-        return false;
-    if (!p->committed && engine_precopy(e, &err) < 0) {
-        if (!guest_gone(p, health_in_the_end(p)))
-            engine_end_link(e, LINK_LOST, "%s", err.text);
-        return false;
-    }
-    if (protection_save_identity(p, "held", &err) < 0) {
-        engine_end_link(e, LINK_LOST, "%s", err.text);
-        return false;
-    }
-    p->held_before = p->lc.held;
-    EVENT(p, lifecycle_first_checkpoint(&p->lc));
-    p->synchronised = true;
-    return true;
-}
-
 /*
  * The guest is well but takes no checkpoints for now.  The backup is told not to take over, and all of it begins again: what the
  * guest sends stays held, if it ever was.
@@ -256,6 +233,33 @@ static void give_up_unwilling(struct protection *p, const struct error *why)
     }
     EVENT(p, lifecycle_link_lost(&p->lc, clock_ns()));
     EVENT(p, lifecycle_refused(&p->lc, clock_ns()));
+}
+
+/* Brings the backup so far that the next checkpoint can make it a replica. */
+static bool synchronise(struct protection *p)
+{
+    struct engine *e = &p->engine;
+    struct error err;
+
+    if (!disks_synchronised(p))
+        return false;
+    if (!p->committed && engine_precopy(e, &err) < 0) {
+        if (guest_gone(p, health_in_the_end(p)))
+            return false;
+        if (p->vm->unwilling)
+            give_up_unwilling(p, &err);
+        else
+            engine_end_link(e, LINK_LOST, "%s", err.text);
+        return false;
+    }
+    if (protection_save_identity(p, "held", &err) < 0) {
+        engine_end_link(e, LINK_LOST, "%s", err.text);
+        return false;
+    }
+    p->held_before = p->lc.held;
+    EVENT(p, lifecycle_first_checkpoint(&p->lc));
+    p->synchronised = true;
+    return true;
 }
 
 /*

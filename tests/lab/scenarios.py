@@ -529,6 +529,29 @@ def bad_input(hosts):
     hosts[0].run(f'xl destroy {GUEST}')
 
 
+def log_dirty(hosts):
+    """xl remus takes log-dirty mode away from a protected domain (R8): noticed before the next checkpoint, and undone later."""
+    port = 8002
+    guest_config(hosts)
+    start_daemons(hosts)
+    start_guest(hosts[0])
+    protect(hosts)
+    hosts[1].start(f'socat -b 262144 TCP-LISTEN:{port},reuseaddr EXEC:"xl migrate-receive -r",setsid', '/var/log/receive.log')
+    hosts[0].start(f'xl remus -F -n -d -i 2000 -s "" {GUEST} "socat -b 262144 - TCP:{hosts[1].address}:{port}"', '/var/log/remus.log')
+    wait_error(hosts[0], 'something else tracks')
+    if status(hosts[1])['state'] == 'active':
+        raise LabError('taken over because of xl remus')
+    goes_on(hosts[0], 2)
+    hosts[1].run(f'kill -9 $(pidof socat); for d in $(xl list | grep -o "^{GUEST}--incoming"); do xl destroy $d; done')
+    wait_state(hosts[0], 'protected')
+    say('protected again when xl has let go')
+    before = status(hosts[0])['checkpoints']
+    wait_for('checkpoints', PATIENCE, lambda: status(hosts[0])['checkpoints'] > before + 5, 0.5)
+    hosts[0].kill()
+    wait_state(hosts[1], 'active')
+    goes_on(hosts[1], 4)
+
+
 def xenstored(hosts):
     """The primary's xenstored dies, and another one begins: a clear error each, and the guest goes on."""
     guest_config(hosts)
@@ -798,7 +821,7 @@ def explain(hosts):
 
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
-       'devices': devices, 'suspend-channel': suspend_channel, 'xenstored': xenstored}
+       'devices': devices, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'xenstored': xenstored}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
            'compare-xl-database': compare_xl_database}
 MORE = {'kills': kills, 'demo': demo, **COMPARE}  # only by name
