@@ -16,6 +16,7 @@
 
 #define SYNC_OCTETS (1u << 20) /* of disk blocks in one record */
 
+
 /* What the next END will say; covers every page since the END before. */
 struct digest {
     XXH3_state_t hash;
@@ -25,8 +26,7 @@ struct digest {
 
 /* What the next DISK_END will say, likewise. */
 struct disk_digest {
-    XXH3_state_t hash;
-    uint64_t length;
+    uint64_t digest, length;
     uint64_t next;  /* epoch of the next END */
     bool direct;    /* synchronising: no record of that epoch was sent yet, and the backup holds nothing */
     struct buffer sync;
@@ -35,10 +35,13 @@ struct disk_digest {
 static int send_entries(struct engine *e, struct disk_digest *dd, const void *entries, size_t length)
 {
     struct iovec iov = {(void *)entries, length};
+    uint64_t checksum;
 
-    XXH3_64bits_update(&dd->hash, entries, length);
+    if (link_send_summed(e->link, PROTO_DISK, dd->direct ? 0 : dd->next, &iov, 1, &checksum) < 0)
+        return -1;
+    dd->digest = proto_disk_digest(dd->digest, checksum);
     dd->length += length;
-    return link_send(e->link, PROTO_DISK, dd->direct ? 0 : dd->next, &iov, 1);
+    return 0;
 }
 
 /*
@@ -117,11 +120,9 @@ static int send_disk_end(struct engine *e, struct disk_digest *dd)
 
     if (send_changes(e, dd, NULL) < 0)
         return -1;
-    end = (struct proto_disk_end){disk_end(e->disk, dd->next), dd->length,
-                                  XXH3_64bits_digest(&dd->hash)};
+    end = (struct proto_disk_end){disk_end(e->disk, dd->next), dd->length, dd->digest};
     iov.iov_len = proto_put_disk_end(body, &end);
-    XXH3_64bits_reset(&dd->hash);
-    dd->length = 0;
+    dd->digest = dd->length = 0;
     return link_send(e->link, PROTO_DISK_END, dd->next, &iov, 1);
 }
 
@@ -330,7 +331,6 @@ void *engine_ship(void *engine)
 
     page_auto_init(&choice);
     XXH3_64bits_reset(&d.hash);
-    XXH3_64bits_reset(&dd.hash);
     if (e->disk)
         staging_poke(e->staging);
     while (staging_take(e->staging, e->cfg->compression_threads * PAGE_BLOCK_MAX, &run)) {
