@@ -33,7 +33,9 @@ struct view {
 };
 
 struct standby {
-    const struct vm_config *cfg;
+    const struct vm_config *section;
+    struct vm_learned learned;
+    const struct vm_config *cfg; /* of learned, which only the thread looks at */
     pthread_t thread;
 
     /* the thread's own */

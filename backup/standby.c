@@ -369,7 +369,9 @@ struct standby *standby_start(const struct vm_config *cfg, struct error *err)
         error_set(err, "no memory");
         return NULL;
     }
-    s->cfg = cfg;
+    s->section = cfg;
+    vm_learned_init(&s->learned, cfg);
+    s->cfg = &s->learned.cfg;
     pthread_mutex_init(&s->lock, NULL);
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
@@ -394,7 +396,7 @@ const char *standby_vm(const struct standby *s)
 
 json_t *standby_preflight(const struct standby *s)
 {
-    return preflight(s->cfg, false);
+    return preflight(s->section, false);
 }
 
 void standby_offer(struct standby *s, struct link *link, const struct proto_hello *hello)

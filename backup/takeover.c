@@ -166,9 +166,19 @@ static void recover_disks(struct standby *s, bool activating)
         log_info(s->cfg->name, "the disks have all that was committed from their journal");
 }
 
+static int learn(struct standby *s, const struct vm_ops *ops, struct error *err)
+{
+    struct vm_facts facts;
+
+    if (!ops->facts)
+        return 0;
+    return ops->facts(s->section, &facts, err) < 0 ? -1 : vm_learn(&s->learned, s->section, &facts, err);
+}
+
 /* A daemon before this one activated the VM: it runs, and its packets need a way out. */
 void standby_find_active(struct standby *s)
 {
+    const struct vm_ops *ops = vm_platform(s->cfg->platform);
     char path[PATH_MAX], word[8] = "";
     struct error err;
     FILE *f;
@@ -186,14 +196,14 @@ void standby_find_active(struct standby *s)
     }
     if (strcmp(word, "ended") == 0)
         return;
-    if (!vm_platform(s->cfg->platform)->running(s->cfg)) {
+    if (!ops->running(s->cfg)) {
         recover_disks(s, true);
         standby_note(s, "the VM was taken over here, and its process is gone: start it by its own means");
         standby_mark_active(s, "ended");
         return;
     }
     s->detector.state = DT_ACTIVE;
-    if (standby_open_port(s, &err) < 0)
+    if (learn(s, ops, &err) < 0 || standby_open_port(s, &err) < 0)
         standby_note(s, "active, but without network: %s", err.text);
     else if (resume_net(s, &err) < 0)
         standby_note(s, "active, but the guest's packets stay held: %s", err.text);

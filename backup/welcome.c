@@ -124,6 +124,18 @@ static int begin_disks(struct standby *s, const struct proto_hello *hello, enum 
     return 0;
 }
 
+static int learn(struct standby *s, const struct replica_ops *ops, struct error *err)
+{
+    struct vm_facts facts;
+
+    if (!ops->facts)
+        return 0;
+    ops->facts(s->replica, &facts);
+    return vm_learn(&s->learned, s->section, &facts, err) < 0 ? error_prefix(err, "%s, as the backup's section has it",
+                                                                            s->cfg->name)
+                                                              : 0;
+}
+
 static int open_replica(struct standby *s, const struct proto_hello *hello,
                         const struct buffer *description, struct error *err)
 {
@@ -131,8 +143,9 @@ static int open_replica(struct standby *s, const struct proto_hello *hello,
 
     if (!ops)
         return error_set(err, "this build has no platform '%s'", hello->platform);
-    if (standby_open_port(s, err) < 0 || open_disks(s, hello, err) < 0 ||
-        ops->open(&s->replica, s->cfg, hello->pages, hello->profile, description, err) < 0)
+    if (open_disks(s, hello, err) < 0 ||
+        ops->open(&s->replica, s->section, hello->pages, hello->profile, description, err) < 0 ||
+        learn(s, ops, err) < 0 || standby_open_port(s, err) < 0)
         return -1;
     s->receiver = receiver_new(s->replica->memory, s->replica->pages, s->cfg->memory_bytes);
     return s->receiver ? 0 : error_set(err, "no memory for the stage");

@@ -146,13 +146,19 @@ static int set_arbiter(const struct key *key, void *field, const char *value)
 }
 
 /* A name as Linux takes it (dev_valid_name). */
+bool config_good_interface(const char *name)
+{
+    for (const char *c = name; *c; c++)
+        if (isspace((unsigned char)*c) || iscntrl((unsigned char)*c))
+            return false;
+    return *name && strlen(name) <= CONFIG_TAPLEN_MAX && !strpbrk(name, "/:") && strcmp(name, ".") != 0 &&
+           strcmp(name, "..") != 0;
+}
+
 static int set_interface(const struct key *key, void *field, const char *value)
 {
     (void)key;
-    if (!*value || strlen(value) > CONFIG_TAPLEN_MAX || strpbrk(value, "/: ") || strcmp(value, ".") == 0 ||
-        strcmp(value, "..") == 0)
-        return -1;
-    return take_string(field, value);
+    return config_good_interface(value) ? take_string(field, value) : -1;
 }
 
 /* An interface's name, or unix:PATH. */
@@ -163,20 +169,24 @@ static int set_tap(const struct key *key, void *field, const char *value)
     return value[5] != '/' || strlen(value + 5) > UNIX_PATH_MAX ? -1 : take_string(field, value);
 }
 
+bool config_good_mac(const char *mac)
+{
+    unsigned zero = 0;
+
+    if (strlen(mac) != 17)
+        return false;
+    for (int i = 0; i < 17; i++) {
+        if (i % 3 == 2 ? mac[i] != ':' : !isxdigit((unsigned char)mac[i]))
+            return false;
+        zero += i % 3 != 2 && mac[i] == '0';
+    }
+    return !(strtoul(mac, NULL, 16) & 1) && zero != 12;
+}
+
 static int set_mac(const struct key *key, void *field, const char *value)
 {
-    unsigned first, zero = 0;
-
     (void)key;
-    if (strlen(value) != 17)
-        return -1;
-    for (int i = 0; i < 17; i++) {
-        if (i % 3 == 2 ? value[i] != ':' : !isxdigit((unsigned char)value[i]))
-            return -1;
-        zero += i % 3 != 2 && value[i] == '0';
-    }
-    first = (unsigned)strtoul(value, NULL, 16);
-    return first & 1 || zero == 12 ? -1 : take_string(field, value);
+    return config_good_mac(value) ? take_string(field, value) : -1;
 }
 
 int config_next_service(const char **at, char protocol[16], uint16_t *value)
@@ -493,6 +503,8 @@ static int line_of(const char *name, int otherwise)
 /* What one key alone cannot tell. */
 static int check_vm(const struct vm_config *vm, int end)
 {
+    bool xen = strcmp(vm->platform, "xen") == 0;
+
     if (vm->timeout_ms <= 2 * vm->heartbeat_ms)
         return fail(line_of("timeout", line_of("heartbeat", end)), vm,
                     "timeout = %u: want more than twice the heartbeat of %u ms, or one lost "
@@ -501,22 +513,21 @@ static int check_vm(const struct vm_config *vm, int end)
     if (vm->protect && !*vm->backup)
         return fail(line_of("protect", end), vm,
                     "protect = yes needs backup = HOST:PORT, where remus-backupd listens");
-    if (*vm->tap && !*vm->mac)
+    if (*vm->tap && !*vm->mac && !xen)
         return fail(line_of("tap", end), vm,
                     "tap needs mac, the guest's address, to announce it after a takeover");
-    if (*vm->vif && (strcmp(vm->platform, "xen") != 0 || *vm->tap || !*vm->mac))
-        return fail(line_of("vif", end), vm, "vif is for platform = xen, needs mac, and goes without tap");
-    if (*vm->services && !*vm->tap && !*vm->vif)
-        return fail(line_of("services", end), vm,
-                    "services needs tap or vif: without a network there are none");
-    if (vm->netbuf != NETBUF_AUTO && !*(vm->netbuf == NETBUF_FRAMES ? vm->tap : vm->vif))
-        return fail(line_of("netbuf", end), vm, "netbuf = frames needs tap; nfqueue and plug need vif");
+    if (*vm->vif && (!xen || *vm->tap))
+        return fail(line_of("vif", end), vm, "vif is for platform = xen, and goes without tap");
+    if (*vm->services && !*vm->tap && !xen)
+        return fail(line_of("services", end), vm, "services needs tap: without a network there are none");
+    if (vm->netbuf != NETBUF_AUTO && (vm->netbuf == NETBUF_FRAMES ? !*vm->tap : *vm->tap || !xen))
+        return fail(line_of("netbuf", end), vm,
+                    "netbuf = frames needs tap; nfqueue and plug are for platform = xen, and go without tap");
     if (vm->netbuf == NETBUF_PLUG && *vm->services)
         return fail(line_of("services", line_of("netbuf", end)), vm, "services does not go with netbuf = plug, which cannot tell connections apart");
-    if (strcmp(vm->platform, "xen") == 0 ? !*vm->tap != !*vm->guest_bridge && !*vm->vif : *vm->guest_bridge)
-        return fail(line_of("guest-bridge", line_of("tap", end)), vm,
-                    "tap and guest-bridge go together with platform = xen, and guest-bridge only there");
-    if (*vm->tap && *vm->guest_bridge && (strlen(vm->tap) > CONFIG_TAPLEN_MAX - 2 || strchr(vm->tap, ':')))
+    if (*vm->guest_bridge && !xen)
+        return fail(line_of("guest-bridge", end), vm, "guest-bridge is for platform = xen");
+    if (*vm->tap && xen && (strlen(vm->tap) > CONFIG_TAPLEN_MAX - 2 || strchr(vm->tap, ':')))
         return fail(line_of("tap", end), vm, "tap: want an interface name of at most %d octets, TAP-g is one too",
                     CONFIG_TAPLEN_MAX - 2);
     if (strcmp(vm->platform, "qemu") == 0 && !*vm->kernel)
@@ -550,6 +561,8 @@ static int end_vm(cfg_t *top, cfg_opt_t *opt)
     vm->disk_count = cfg_size(section, "disks");
     if (!vm->qemu_args || !vm->disks)
         return fail(top->line, vm, "out of memory");
+    if (strcmp(vm->platform, "xen") == 0 && line_of("memory", 0) == 0)
+        vm->memory_bytes = 0;
     return check_vm(vm, top->line);
 }
 

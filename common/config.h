@@ -58,12 +58,12 @@ struct vm_config {
 
     /* the machine */
     char *platform;           /* "qemu", "xen" or "fake" */
-    uint64_t memory_bytes;    /* multiple of the page size */
+    uint64_t memory_bytes;    /* multiple of the page size; 0 for platform xen: the domain says it */
     unsigned cpus;
     char *tracker;            /* "auto", "uffd" or "compare" */
     char *tap;                /* interface that the guest's frames leave through; "" = no network;
                                  "unix:PATH" as in struct frames_port_config (tests) */
-    char *mac;                /* never "" when tap is set */
+    char *mac;                /* never "" when tap is set, but for platform xen: the domain says it, as the next two */
     char *guest_bridge;       /* platform = xen: bridge of the guest's vif; "" = none */
     char *vif;                /* platform = xen, without tap: the guest's interface on this host; "" = none */
     unsigned nfqueue;         /* 0: with vif, the first of two netfilter queues */
@@ -103,6 +103,10 @@ void config_free(struct config *cfg);
 
 /* Is this what a VM may be called?  (See CONFIG_NAME_MAX.) */
 bool config_good_name(const char *name);
+
+/* What mac, and what tap, vif and guest-bridge, may be. */
+bool config_good_mac(const char *mac);
+bool config_good_interface(const char *name);
 
 /* NULL when there is no such VM.  Valid until config_free(). */
 const struct vm_config *config_vm(const struct config *cfg, const char *name);

@@ -79,6 +79,31 @@ static int open_port(struct protection *p, struct error *err)
     return 0;
 }
 
+/*
+ * What the section leaves out and the running guest says.  Where the section names the guest's interface, or the way round it, the port
+ * need not wait for the guest: *may_open.
+ */
+static int learn(struct protection *p, const struct vm_ops *ops, bool running, bool *may_open, struct error *err)
+{
+    const struct vm_config *s = p->section;
+    struct vm_facts facts, before = p->learned.facts;
+    int rc = 0;
+
+    *may_open = !ops->facts || running || (*s->mac && (*s->vif || (*s->tap && *s->guest_bridge)));
+    if (!ops->facts || !running)
+        return 0;
+    if (ops->facts(s, &facts, err) < 0)
+        return -1;
+    EVENT(p, rc = vm_learn(&p->learned, s, &facts, err));
+    if (rc < 0)
+        return error_prefix(err, "guest \"%s\"", s->name);
+    if (p->port && (strcmp(facts.vif, before.vif) != 0 || strcmp(facts.bridge, before.bridge) != 0)) {
+        p->port->ops->close(p->port); /* R1: it is not where this guest's packets come along */
+        p->port = NULL;
+    }
+    return 0;
+}
+
 /* Does the backup run the VM, or wait to? */
 static enum answer ask_backup(struct protection *p, struct error *err)
 {
@@ -147,15 +172,16 @@ int protection_open_guest(struct protection *p, struct error *err)
 {
     const struct vm_ops *ops = vm_platform(p->cfg->platform);
     char word[8] = "free";
-    bool held;
+    bool held, running, may_open;
 
     if (!ops)
         return error_set(err, "this build has no platform '%s'", p->cfg->platform);
-    if (!p->port && open_port(p, err) < 0)
+    running = ops->running(p->cfg);
+    if (learn(p, ops, running, &may_open, err) < 0 || (!p->port && may_open && open_port(p, err) < 0))
         return -1;
-    if (!ops->running(p->cfg) && may_start(p, err) < 0)
+    if (!running && may_start(p, err) < 0)
         return -1;
-    if (open_disks(p, ops->running(p->cfg), err) < 0 || ops->open(&p->vm, p->cfg, err) < 0)
+    if (open_disks(p, running, err) < 0 || ops->open(&p->vm, p->cfg, err) < 0)
         return -1;
     if (!p->vm->attached) {
         p->session = random_id();

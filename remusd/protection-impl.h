@@ -9,7 +9,9 @@
 #include "protection.h"
 
 struct protection {
-    const struct vm_config *cfg;
+    const struct vm_config *section;
+    struct vm_learned learned;
+    const struct vm_config *cfg; /* of learned; what may change in it does so under engine.lock */
     pthread_t thread;
     struct vm *vm;
     struct port *port;

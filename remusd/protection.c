@@ -581,8 +581,10 @@ struct protection *protection_start(const struct vm_config *cfg, struct error *e
         error_set(err, "no memory");
         return NULL;
     }
-    p->cfg = cfg;
-    engine_init(&p->engine, cfg);
+    p->section = cfg;
+    vm_learned_init(&p->learned, cfg);
+    p->cfg = &p->learned.cfg;
+    engine_init(&p->engine, p->cfg);
     lifecycle_init(&p->lc, cfg->degrade, cfg->arbiter[0] != '\0',
                    cfg->degrade_after_ms * NS_PER_MS, false, clock_ns());
     if (cfg->protect)
@@ -648,7 +650,7 @@ const char *protection_vm(const struct protection *p)
 
 json_t *protection_preflight(const struct protection *p)
 {
-    return preflight(p->cfg, true);
+    return preflight(p->section, true);
 }
 
 void protection_stop(struct protection *p)

@@ -19,6 +19,7 @@
 #include "common/buffer.h"
 #include "common/config.h"
 #include "common/error.h"
+#include "learn.h"
 
 #define PAGE_SIZE 4096u
 struct json_t;
@@ -58,6 +59,9 @@ struct vm_ops {
 
     /* Is there a guest of this name already, to which open would attach? */
     bool (*running)(const struct vm_config *cfg);
+
+    /* NULL: sections say everything.  Else what the running guest of this name says of itself. */
+    int (*facts)(const struct vm_config *section, struct vm_facts *facts, struct error *err);
 
     /* NULL: remusd starts the guests.  Else: has somebody started one of this name that open can attach to by now? */
     bool (*appeared)(const struct vm_config *cfg);
@@ -118,6 +122,9 @@ struct replica_ops {
      */
     int (*open)(struct replica **r, const struct vm_config *cfg, uint64_t pages, const char *profile,
                 const struct buffer *description, struct error *err);
+
+    /* NULL: sections say everything.  Else what the primary and this host say of the guest. */
+    void (*facts)(const struct replica *r, struct vm_facts *facts);
 
     /* Loads the machine state and runs the guest.  memory must hold the same checkpoint. */
     int (*activate)(struct replica *r, const uint8_t *state, size_t len, struct error *err);

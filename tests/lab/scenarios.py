@@ -79,7 +79,7 @@ def start_guest(host, sign='LEDGER ok'):
 def start_daemons(hosts, both=(), memory=128, watched=False, interval=500, services=()):
     """hosts[0] protects, hosts[1] is its backup; slow heartbeats, since emulated processors are late."""
     watch = f'{WATCHED} ' if watched else ''
-    both = (f'memory = {memory}', *both)
+    both = (*([f'memory = {memory}'] if memory else []), *both)
     remus_config(hosts[0], f'backup = "{hosts[1].address}:7910"', f'interval = {interval}', 'heartbeat = 100',
                  'timeout = 5000', *services, *both)
     remus_config(hosts[1], 'takeover = automatic', *both)
@@ -255,6 +255,12 @@ def network_kernel(hosts):
     lose_server(hosts, (*KERNEL_GATE, 'netbuf = nfqueue'))
 
 
+def network_learned(hosts):
+    """The same again, and neither xl.cfg nor remusd.conf says anything of it but on which bridge the vif is (R1)."""
+    guest_config(hosts, 'lab.load=4,50', network=True, stock=True)
+    lose_server(hosts, (), memory=None)
+
+
 def network_plug(hosts):
     """The same with a plug queue, which waits for the vif and has it before the guest runs (R1)."""
     guest_config(hosts, 'lab.load=4,50', network=True)
@@ -265,10 +271,10 @@ def network_plug(hosts):
     lose_server(hosts)
 
 
-def lose_server(hosts, gate=None):
+def lose_server(hosts, gate=None, **daemons):
     start_guest(hosts[0])
-    if gate:
-        start_daemons(hosts, gate)
+    if gate is not None:
+        start_daemons(hosts, gate, **daemons)
     hosts[1].write('/root/client.py', CLIENT)
     hosts[1].start('python3 /root/client.py', '/var/log/client.log')
 
@@ -796,7 +802,8 @@ def explain(hosts):
                                    errors='replace'))
 
 
-ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel, 'network-plug': network_plug,
+ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel,
+       'network-learned': network_learned, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
        'devices': devices, 'suspend-channel': suspend_channel, 'xenstored': xenstored}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,

@@ -43,7 +43,10 @@ uint8_t *xen_domain_map(struct xen_domain *d, uint64_t pages, const struct xen_r
 #define XEN_ROOM_PAGES 1024u  /* that a domain may have beyond its memory = : ring pages, tables */
 #define XEN_KEEPS_PAGES 4096u /* Xen's own for a domain: page tables and such */
 
-/* Is the domain one that can be protected as its section says (vm.c)? */
+/* What libxl says of the domain (vm.c). */
+int xen_domain_facts(struct xen_domain *d, struct vm_facts *facts, struct error *err);
+
+/* Is the domain one that can be protected as its section, with what was learned, says (vm.c)? */
 int xen_domain_check(const struct xen_domain *d, const struct vm_config *cfg, struct error *err);
 
 /* Ends the domain with all that libxl knows of it. */

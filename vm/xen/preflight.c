@@ -38,6 +38,8 @@ static void check_host(const struct vm_config *cfg, json_t *lacks)
 static void check_guest(struct xen_domain *d, const struct vm_config *cfg, json_t *lacks)
 {
     cleanup_free char *can_suspend = NULL, *channel = NULL;
+    struct vm_learned learned;
+    struct vm_facts facts;
     struct error err;
     xc_dominfo_t info;
     char path[64];
@@ -48,10 +50,12 @@ static void check_guest(struct xen_domain *d, const struct vm_config *cfg, json_
         preflight_lacks(lacks, "xl create", "there is no domain %s", cfg->name);
         return;
     }
-    if (xen_domain_check(d, cfg, &err) < 0)
+    vm_learned_init(&learned, cfg);
+    if (xen_domain_facts(d, &facts, &err) < 0 || vm_learn(&learned, cfg, &facts, &err) < 0 ||
+        xen_domain_check(d, &learned.cfg, &err) < 0)
         preflight_lacks(lacks, "xl destroy, mend xl.cfg or its section, xl create", "domain %s: %s", cfg->name, err.text);
-    if (xen_domain_info(d, &info) && info.nr_pages > cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
-        preflight_lacks(lacks, "set memory in its section, on both hosts", "domain %s has %lu MiB, its section says %" PRIu64,
+    if (cfg->memory_bytes && xen_domain_info(d, &info) && info.nr_pages > cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
+        preflight_lacks(lacks, "set memory in its section, on both hosts, or leave it out", "domain %s has %lu MiB, its section says %" PRIu64,
                         cfg->name, info.nr_pages >> 8, cfg->memory_bytes >> 20);
     snprintf(path, sizeof(path), "/local/domain/%u/control/feature-suspend", d->id);
     can_suspend = xs_read(d->xs, XBT_NULL, path, &len);

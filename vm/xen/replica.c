@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "common/run-file.h"
 #include "domain.h"
+#include "facts.h"
 #include "xen.h"
 
 #define PREPARE_NS (60 * NS_PER_S) /* for the restoring domain to have its memory */
@@ -31,6 +32,7 @@ struct xen_replica {
     int stream, answer; /* pipes to and from it */
     int log;
     bool active;
+    struct vm_facts facts;
 };
 
 static struct xen_replica *of(struct replica *r)
@@ -175,10 +177,10 @@ static int check_room(struct xen_replica *x, uint64_t pages, const struct xen_ma
     if (strcmp(here, profile) != 0)
         return error_set(err, "the primary's domain is \"%.100s\", this host can run \"%s\"",
                          profile, here);
-    if (want > x->cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
+    if (x->cfg->memory_bytes && want > x->cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
         return error_set(err,
                          "the domain has %" PRIu64 " MiB, its section here says %" PRIu64
-                         ": make memory equal",
+                         ": make memory equal, or leave it out",
                          want >> 8, x->cfg->memory_bytes >> 20);
     if (xc_physinfo(x->domain.xc, &physical) < 0)
         return error_set(err, "Xen's memory: %s", strerror(errno));
@@ -278,6 +280,7 @@ static int prepare(struct xen_replica *x, const struct xen_machine *m, struct er
     x->replica.memory = xen_domain_map(&x->domain, m->pages, m->ranges, m->range_count, true, err);
     if (!x->replica.memory)
         return -1;
+    xen_facts_of(&x->facts, x->domain.id);
     for (unsigned i = 0; i < m->range_count; i++)
         memset(x->replica.memory + m->ranges[i].first * PAGE_SIZE, 0,
                m->ranges[i].count * PAGE_SIZE);
@@ -305,7 +308,9 @@ static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_
         return -1;
     }
     if (xen_machine_get(&machine, description->data, description->len, err) == 0 &&
-        check_room(x, pages, &machine, profile, err) == 0 && check_unused(x, err) == 0)
+        check_room(x, pages, &machine, profile, err) == 0 &&
+        xen_facts(&x->facts, machine.config, machine.config_length, xen_machine_present(&machine), 0, err) == 0 &&
+        check_unused(x, err) == 0)
         rc = prepare(x, &machine, err);
     xen_machine_free(&machine);
     if (rc < 0)
@@ -341,6 +346,11 @@ static void replica_settle(struct replica *r)
     end_restore(of(r));
 }
 
+static void replica_facts(const struct replica *r, struct vm_facts *facts)
+{
+    *facts = ((const struct xen_replica *)r)->facts;
+}
+
 static enum vm_health replica_health(struct replica *r)
 {
     return xen_domain_health(&of(r)->domain);
@@ -349,6 +359,7 @@ static enum vm_health replica_health(struct replica *r)
 const struct replica_ops xen_replica_ops = {
     .name = "xen",
     .open = replica_open,
+    .facts = replica_facts,
     .activate = replica_activate,
     .settle = replica_settle,
     .health = replica_health,

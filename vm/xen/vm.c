@@ -20,6 +20,7 @@
 #include "common/clock.h"
 #include "common/run-file.h"
 #include "domain.h"
+#include "facts.h"
 #include "xen.h"
 
 #define SUSPEND_NS                                                                                 \
@@ -278,26 +279,6 @@ static int check_bridge(const struct vm_config *cfg, struct error *err)
     return 0;
 }
 
-static int check_vif(const struct vm_config *cfg, const libxl_domain_config *config,
-                     struct error *err)
-{
-    const libxl_device_nic *nic = config->nics;
-
-    if (config->num_nics == 0)
-        return !*cfg->tap && !*cfg->vif ? 0 : error_set(err, "it has no vif, but its section a tap or vif");
-    if (!*cfg->tap && !*cfg->vif)
-        return error_set(err,
-                         "it has a vif, whose packets must be held: set tap, mac and guest-bridge, or vif and mac");
-    if (config->num_nics > 1)
-        return error_set(err, "it has %d vifs, one at most can be held", config->num_nics);
-    if (*cfg->vif && (!nic->ifname || strcmp(nic->ifname, cfg->vif) != 0))
-        return error_set(err, "its vif is not called %s: add vifname=%s to it in xl.cfg", cfg->vif, cfg->vif);
-    if (*cfg->guest_bridge && (!nic->bridge || strcmp(nic->bridge, cfg->guest_bridge) != 0))
-        return error_set(err, "its vif is on bridge %s: put it on guest-bridge = %s",
-                         nic->bridge ? nic->bridge : "?", cfg->guest_bridge);
-    return *cfg->vif ? 0 : check_bridge(cfg, err);
-}
-
 /* R5: each of its disks is one of ours, whose server remusd has started. */
 static int check_disks(const struct vm_config *cfg, const libxl_domain_config *config,
                        struct error *err)
@@ -340,7 +321,7 @@ static int check_config(const struct vm_config *cfg, const libxl_domain_config *
             err,
             "it is an HVM domain, whose device model is not replicated; use type = \"pvh\" in its "
             "configuration");
-    if (check_vif(cfg, config, err) < 0 || check_disks(cfg, config, err) < 0)
+    if ((*cfg->tap && check_bridge(cfg, err) < 0) || check_disks(cfg, config, err) < 0)
         return -1;
     if (config->num_pcidevs || config->num_p9s || config->num_vtpms || config->num_usbctrls ||
         config->num_pvcallsifs || config->num_vdispls || config->num_vsnds)
@@ -348,7 +329,7 @@ static int check_config(const struct vm_config *cfg, const libxl_domain_config *
     return 0;
 }
 
-/* libxl's JSON. */
+/* libxl's JSON.  cfg: NULL, or what the domain must go with. */
 static char *get_config(const struct xen_domain *d, const struct vm_config *cfg, struct error *err)
 {
     libxl_ctx *ctx = xen_libxl(err);
@@ -360,7 +341,7 @@ static char *get_config(const struct xen_domain *d, const struct vm_config *cfg,
     libxl_domain_config_init(&config);
     if (libxl_retrieve_domain_configuration(ctx, d->id, &config, NULL))
         error_set(err, "libxl does not tell the domain's configuration: was it made by xl?");
-    else if (check_config(cfg, &config, err) == 0 &&
+    else if ((!cfg || check_config(cfg, &config, err) == 0) &&
              !(text = libxl_domain_config_to_json(ctx, &config)))
         error_set(err, "no memory");
     libxl_domain_config_dispose(&config);
@@ -373,6 +354,31 @@ int xen_domain_check(const struct xen_domain *d, const struct vm_config *cfg, st
     cleanup_free char *config = get_config(d, cfg, err);
 
     return config ? 0 : -1;
+}
+
+int xen_domain_facts(struct xen_domain *d, struct vm_facts *facts, struct error *err)
+{
+    cleanup_free char *config = NULL;
+    xc_dominfo_t info;
+
+    if (!xen_domain_info(d, &info))
+        return error_set(err, "the domain is gone");
+    config = get_config(d, NULL, err);
+    return config ? xen_facts(facts, config, strlen(config), info.nr_pages, d->id, err) : -1;
+}
+
+static int vm_facts(const struct vm_config *section, struct vm_facts *facts, struct error *err)
+{
+    struct xen_domain d;
+    int rc;
+
+    if (xen_domain_connect(&d, err) < 0)
+        return -1;
+    d.id = xen_domain_find(&d, section->name);
+    rc = d.id ? xen_domain_facts(&d, facts, err)
+              : error_set(err, "there is none: start it with xl create");
+    xen_domain_disconnect(&d);
+    return rc < 0 ? error_prefix(err, "domain \"%s\"", section->name) : 0;
 }
 
 static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
@@ -808,7 +814,7 @@ static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *e
     if (xc_domain_nr_gpfns(d->xc, d->id, &pages) < 0)
         return error_set(err, "the domain's highest page: %s", strerror(errno));
     if (info.nr_pages > cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
-        return error_set(err, "it has %lu MiB, its section says %" PRIu64 ": set memory = %lu",
+        return error_set(err, "it has %lu MiB, its section says %" PRIu64 ": set memory = %lu, or leave it out",
                          info.nr_pages >> 8, cfg->memory_bytes >> 20, (info.nr_pages + 255) >> 8);
     v->vm.instance = instance(&info);
     v->nr_pages = info.nr_pages;
@@ -860,6 +866,7 @@ const struct vm_ops xen_vm_ops = {
     .name = "xen",
     .running = vm_running,
     .appeared = vm_appeared,
+    .facts = vm_facts,
     .preflight = xen_preflight,
     .open = vm_open,
     .suspend = vm_suspend,
