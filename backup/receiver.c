@@ -35,6 +35,7 @@ struct receiver {
     uint64_t stage_max, staged;
     uint64_t digest_pages;
     XXH3_state_t *digest;
+    uint64_t disk_digest, disk_length; /* as DISK_END has them */
     struct blobs incoming;
     bool whole;
 
@@ -118,7 +119,7 @@ static void expect_next(struct receiver *r)
 {
     r->epoch = 0;
     r->staged = 0;
-    r->digest_pages = 0;
+    r->digest_pages = r->disk_digest = r->disk_length = 0;
     r->whole = false;
     XXH3_64bits_reset(r->digest);
     buffer_clear(&r->incoming.state);
@@ -294,6 +295,8 @@ static int take_disk(struct receiver *r, const struct record *rec, struct error 
         return -1;
     if (journal_write(r->journal, rec->epoch, rec->body, rec->length, err) < 0)
         return -1;
+    r->disk_digest = proto_disk_digest(r->disk_digest, rec->checksum);
+    r->disk_length += rec->length;
     if (r->kept && !journal_whole(r->journal))
         forget_kept(r);
     return 0;
@@ -307,7 +310,11 @@ static int take_disk_end(struct receiver *r, const struct record *rec, struct er
         return error_set(err, "DISK_END of a VM without disks");
     if (check_epoch(r, rec, err) < 0 || proto_get_disk_end(&end, rec->body, rec->length, err) < 0)
         return -1;
-    return journal_end(r->journal, end.generation, end.length, end.digest, err);
+    if (end.length != r->disk_length || end.digest != r->disk_digest)
+        return error_set(err, "checkpoint %" PRIu64 ": disk changes are not whole: %" PRIu64 " of %" PRIu64
+                         " octets, digest %016" PRIx64 ", should be %016" PRIx64, r->epoch, r->disk_length, end.length,
+                         r->disk_digest, end.digest);
+    return journal_end(r->journal, end.generation, err);
 }
 
 static int take_end(struct receiver *r, const struct record *rec, struct error *err)

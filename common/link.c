@@ -78,7 +78,7 @@ static uint64_t record_checksum(const uint8_t *header, const struct iovec *body,
 
 /* send_lock is held. */
 static int send_locked(struct link *l, enum proto_type type, uint64_t epoch,
-                       const struct iovec *body, int count)
+                       const struct iovec *body, int count, uint64_t *checksum)
 {
     struct proto_header h = {.type = type, .epoch = epoch};
     uint8_t header[PROTO_HEADER_LEN];
@@ -91,7 +91,7 @@ static int send_locked(struct link *l, enum proto_type type, uint64_t epoch,
     }
     h.length = (uint32_t)length;
     proto_put_header(header, &h);
-    h.checksum = record_checksum(header, body, count);
+    *checksum = h.checksum = record_checksum(header, body, count);
     proto_put_header(header, &h);
     if (l->chan->ops->send(l->chan, iov, count + 1) < 0)
         return -1;
@@ -100,12 +100,20 @@ static int send_locked(struct link *l, enum proto_type type, uint64_t epoch,
     return 0;
 }
 
-int link_send(struct link *l, enum proto_type type, uint64_t epoch, const struct iovec *body,
-              int count)
+int link_send_summed(struct link *l, enum proto_type type, uint64_t epoch, const struct iovec *body,
+                     int count, uint64_t *checksum)
 {
     SCOPED_LOCK(&l->send_lock);
 
-    return send_locked(l, type, epoch, body, count);
+    return send_locked(l, type, epoch, body, count, checksum);
+}
+
+int link_send(struct link *l, enum proto_type type, uint64_t epoch, const struct iovec *body,
+              int count)
+{
+    uint64_t checksum;
+
+    return link_send_summed(l, type, epoch, body, count, &checksum);
 }
 
 int link_send_empty(struct link *l, enum proto_type type, uint64_t epoch)
@@ -129,13 +137,13 @@ static void *beat(void *arg)
     thread_urgent(true);
 
     while (!l->stopping) {
-        uint64_t due = clock_ns() + l->heartbeat_ns;
+        uint64_t due = clock_ns() + l->heartbeat_ns, checksum;
         struct timespec ts;
 
         /* What a sender sends is a sign of life by itself; while this thread waits for it, it is as urgent. */
         pthread_mutex_lock(&l->send_lock);
         if (l->last_sent + l->heartbeat_ns <= clock_ns() + l->heartbeat_ns / 8)
-            send_locked(l, PROTO_HEARTBEAT, 0, NULL, 0); /* a broken link shows in recv */
+            send_locked(l, PROTO_HEARTBEAT, 0, NULL, 0, &checksum); /* a broken link shows in recv */
         due = l->last_sent + l->heartbeat_ns;
         pthread_mutex_unlock(&l->send_lock);
         if (due <= clock_ns())
@@ -202,7 +210,7 @@ static enum link_result recv_record(struct link *l, struct record *rec, uint64_t
         return LINK_CORRUPT;
     }
     *rec = (struct record){(enum proto_type)l->current.type, l->current.epoch, l->body.data,
-                           l->current.length};
+                           l->current.length, l->current.checksum};
     return LINK_RECORD;
 }
 

@@ -21,6 +21,7 @@ struct record {
     uint64_t epoch;
     const uint8_t *body; /* valid until the next link_recv */
     size_t length;
+    uint64_t checksum;   /* of all of this, and right */
 };
 
 /* What link_recv found.  Only LINK_CORRUPT is an error, and has a text. */
@@ -42,6 +43,9 @@ const char *link_peer(const struct link *l);
 /* One record with a body of `count` pieces (at most 3).  Waits as long as the peer does not read.  0, or -1 with errno. */
 int link_send(struct link *l, enum proto_type type, uint64_t epoch, const struct iovec *body,
               int count);
+/* The same, and tells the record's checksum. */
+int link_send_summed(struct link *l, enum proto_type type, uint64_t epoch, const struct iovec *body,
+                     int count, uint64_t *checksum);
 int link_send_empty(struct link *l, enum proto_type type, uint64_t epoch);
 int link_send_notice(struct link *l, enum proto_type type, unsigned code, const char *text);
 

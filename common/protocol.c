@@ -222,6 +222,16 @@ int proto_get_end(struct proto_end *m, const uint8_t *in, size_t len, struct err
     return 0;
 }
 
+uint64_t proto_disk_digest(uint64_t digest, uint64_t checksum)
+{
+    uint8_t both[16];
+    struct wire_writer w = wire_writer(both, sizeof(both));
+
+    wire_put_uint(&w, digest, 8);
+    wire_put_uint(&w, checksum, 8);
+    return XXH3_64bits(both, sizeof(both));
+}
+
 size_t proto_put_disk_end(uint8_t *out, const struct proto_disk_end *m)
 {
     struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);

@@ -46,10 +46,10 @@ enum proto_type {
 };
 #define PROTO_TYPE_MAX 18
 
-#define FEATURE_DISKS UINT64_C(1) /* DISK, DISK_END, DISKS; HELLO names the disks */
 #define FEATURE_DISK_CHECKS UINT64_C(2) /* CHECK entries in DISK, COMPARED, DISK_COMPARE in DISKS */
 #define FEATURE_MACHINE UINT64_C(4) /* MACHINE follows a HELLO without HELLO_QUERY */
 #define FEATURE_BLOCKS UINT64_C(8) /* BLOCKS */
+#define FEATURE_DISKS UINT64_C(16) /* DISK, DISK_END, DISKS; HELLO names the disks */
 #define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_MACHINE | FEATURE_BLOCKS)
 
 enum proto_refusal {
@@ -120,7 +120,7 @@ struct proto_end {
 struct proto_disk_end {
     uint64_t generation;        /* of the primary's images at the end of the epoch */
     uint64_t length;            /* octets in all DISK bodies since the DISK_END before */
-    uint64_t digest;            /* XXH3-64 of these bodies, joined */
+    uint64_t digest;            /* proto_disk_digest() over these records, from 0 on */
 };
 
 #define DISK_COMPARE UINT64_MAX /* in DISKS: an image of unknown content is there, compare before sending */
@@ -167,6 +167,8 @@ size_t proto_put_welcome(uint8_t *out, const struct proto_welcome *m);
 int proto_get_welcome(struct proto_welcome *m, const uint8_t *in, size_t len, struct error *err);
 size_t proto_put_end(uint8_t *out, const struct proto_end *m);
 int proto_get_end(struct proto_end *m, const uint8_t *in, size_t len, struct error *err);
+/* What `digest' becomes with one more DISK record, of this checksum. */
+uint64_t proto_disk_digest(uint64_t digest, uint64_t checksum);
 size_t proto_put_disk_end(uint8_t *out, const struct proto_disk_end *m);
 int proto_get_disk_end(struct proto_disk_end *m, const uint8_t *in, size_t len, struct error *err);
 /* generations[i]: what the backup has of disk i, 0 for nothing */

@@ -80,8 +80,7 @@ struct journal {
 
     /* of the epoch that is coming in */
     struct place head;
-    uint64_t length, generation, written_back;
-    XXH3_state_t *digest;
+    uint64_t generation, written_back;
     bool ended, keeping;
     uint64_t sizes[DISKS_MAX], capacity;
     bool alike[DISKS_MAX];
@@ -648,7 +647,6 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
     pthread_cond_init(&j->changed, NULL);
     j->fd = -1;
     j->body = malloc(BODY_MAX);
-    j->digest = XXH3_createState();
     snprintf(j->path, sizeof(j->path), "%s.remus-journal", images[0]);
     for (; j->count < count; j->count++) {
         unsigned i = j->count;
@@ -669,14 +667,13 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
             goto fail;
         }
     }
-    if (!j->body || !j->digest) {
+    if (!j->body) {
         error_set(err, "no memory");
         goto fail;
     }
     if (open_file(j, disks, capacity, err) < 0)
         goto fail;
     map_ring(j);
-    XXH3_64bits_reset(j->digest);
     for (int i = 0; i < JOBS; i++) {
         struct worker *w = &j->workers[i];
 
@@ -716,7 +713,6 @@ void journal_close(struct journal *j)
     if (j->fd >= 0)
         close(j->fd);
     free(j->body);
-    XXH3_freeState(j->digest);
     pthread_mutex_destroy(&j->lock);
     pthread_cond_destroy(&j->changed);
     free(j);
@@ -776,13 +772,6 @@ void journal_bases(struct journal *j, const struct disk_info *disks, uint64_t *b
         bases[i] = j->durable.ids[i] == disks[i].id ? j->generations[i] : 0;
 }
 
-static void expect_next(struct journal *j)
-{
-    j->length = 0;
-    j->ended = false;
-    XXH3_64bits_reset(j->digest);
-}
-
 bool journal_can_keep(struct journal *j, const struct disk_info *disks)
 {
     uint64_t bases[DISKS_MAX];
@@ -827,7 +816,7 @@ int journal_begin(struct journal *j, const struct disk_info *disks, enum link_st
 {
     uint64_t ids[DISKS_MAX] = {0};
 
-    expect_next(j);
+    j->ended = false;
     j->head = j->committed; /* only this thread commits */
     j->keeping = start == START_KEEP;
     if (start != START_RESUME) {
@@ -898,8 +887,6 @@ int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, siz
     while (at < end)
         if (entry_get(&e, &at, end, j->sizes, j->count, err) < 0)
             return -1;
-    XXH3_64bits_update(j->digest, entries, length);
-    j->length += length;
     if (epoch == 0 && j->keeping && j->head.at + record_size(length) - j->committed.at > j->capacity / 2 &&
         stop_keeping(j, err) < 0)
         return -1;
@@ -913,14 +900,10 @@ int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, siz
     return 0;
 }
 
-int journal_end(struct journal *j, uint64_t generation, uint64_t length, uint64_t digest,
-                struct error *err)
+int journal_end(struct journal *j, uint64_t generation, struct error *err)
 {
-    uint64_t ours = XXH3_64bits_digest(j->digest);
-
-    if (j->ended || length != j->length || digest != ours)
-        return error_set(err, "disk changes are not whole: %" PRIu64 " of %" PRIu64 " octets, digest %016" PRIx64
-                         ", should be %016" PRIx64, j->length, length, ours, digest);
+    if (j->ended)
+        return error_set(err, "a second end of the disk changes");
     j->ended = true;
     j->generation = generation;
     return 0;
@@ -943,7 +926,7 @@ int journal_commit(struct journal *j, uint64_t epoch, struct error *err)
     if (put_record(j, RECORD_COMMIT, epoch, body, sizeof(body)) < 0)
         return error_set(err, "%s: %s", j->path, strerror(errno));
     fault_crash("disk-after-commit", epoch);
-    expect_next(j);
+    j->ended = false;
     j->keeping = false;
     SCOPED_LOCK(&j->lock);
     j->committed = j->head;

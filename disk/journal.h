@@ -86,9 +86,8 @@ bool journal_whole(struct journal *j);
 /* Entries of the coming epoch, and of none while synchronising: checked, all or nothing. */
 int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, size_t length, struct error *err);
 
-/* What came since the last commit, in order: compared with what the primary says that it sent (R2). */
-int journal_end(struct journal *j, uint64_t generation, uint64_t length, uint64_t digest,
-                struct error *err);
+/* All changes of the coming epoch were written, the caller knows: its generation. */
+int journal_end(struct journal *j, uint64_t generation, struct error *err);
 
 /* The epoch is whole. */
 int journal_commit(struct journal *j, uint64_t epoch, struct error *err);

@@ -2,8 +2,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
+#include "common/hash.h"
 #include "common/wire.h"
 #include "records.h"
 
@@ -65,7 +65,22 @@ void records_add(struct records *r, enum proto_type type, uint64_t epoch, const 
     append(&copy, &copy_len, body, len);
     r->list = realloc(r->list, (r->count + 1) * sizeof(*r->list));
     must(r->list != NULL, "no memory");
-    r->list[r->count++] = (struct record){type, epoch, copy, len};
+    r->list[r->count] = (struct record){type, epoch, copy, len, 0};
+    r->list[r->count].checksum = records_checksum(&r->list[r->count]);
+    r->count++;
+}
+
+uint64_t records_checksum(const struct record *rec)
+{
+    struct proto_header h = {.type = rec->type, .epoch = rec->epoch, .length = (uint32_t)rec->length};
+    uint8_t header[PROTO_HEADER_LEN];
+    XXH3_state_t state;
+
+    proto_put_header(header, &h);
+    XXH3_64bits_reset(&state);
+    XXH3_64bits_update(&state, header, PROTO_CHECKED);
+    XXH3_64bits_update(&state, rec->body, rec->length);
+    return XXH3_64bits_digest(&state);
 }
 
 static void hash_page(struct records *r, uint64_t pfn, const uint8_t *page)

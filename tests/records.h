@@ -30,6 +30,8 @@ void records_restart(struct records *r);
 
 void records_add(struct records *r, enum proto_type type, uint64_t epoch, const void *body,
                  size_t len);
+/* The checksum that this record would have on a link. */
+uint64_t records_checksum(const struct record *rec);
 /* Guest pages pfns[0..n-1] of `memory`; epoch 0 while synchronising. */
 void records_pages(struct records *r, uint64_t epoch, const uint8_t *memory, const uint64_t *pfns,
                    size_t n);

@@ -205,7 +205,7 @@ class Reader:
         self.session_pages = None
         self.described = False  # MACHINE is to come
         self.disks = []        # sizes
-        self.changes = bytearray()
+        self.changes = self.changes_digest = 0  # since the last DISK_END
         self.epoch = 0         # of the checkpoint that is coming; 0: none
         self.last = 0          # the last whole one
         self.begin()
@@ -218,7 +218,7 @@ class Reader:
         self.next_pfn = 0
         self.disk_ended = False
 
-    def record(self, name, epoch, body):
+    def record(self, name, epoch, body, checksum):
         if self.over:
             raise Bad(f"{name} after {self.over}")
         if self.first:
@@ -227,6 +227,9 @@ class Reader:
             raise Bad(f"a second {name}" if self.who else name)
         if name not in SENT_BY[self.who]:
             raise Bad(f"{name} from a {self.who}")
+        if name == "DISK":
+            self.changes += len(body)
+            self.changes_digest = xxh3_64(struct.pack(">QQ", self.changes_digest, checksum))
         lines = getattr(self, "on_" + name.lower())(epoch, body)
         if name not in ("HEARTBEAT", "DISKS"):  # a backup may say that it lives before it says WELCOME
             self.first = False
@@ -251,7 +254,7 @@ class Reader:
             raise Bad("values that make no sense")
         self.session_pages = pages
         self.described = bool(features & 4) and not flags & 2
-        if features & 1:
+        if features & 16:
             self.disks = [(c.uint(8), c.uint(8)) for _ in range(c.uint(1))]
             if len(self.disks) > 8 or any(0 in d for d in self.disks):
                 raise Bad("disks that make no sense")
@@ -399,7 +402,6 @@ class Reader:
             self.checkpoint(epoch)
         if self.disk_ended or not body:
             raise Bad("disk changes out of order, or none")
-        self.changes += body
         c, lines = Cursor(body), []
         while c.at < len(body):
             kind, disk, _, length, offset = c.uint(1), c.uint(1), c.uint(2), c.uint(4), c.uint(8)
@@ -426,10 +428,9 @@ class Reader:
         c = Cursor(body)
         generation, length, digest = c.uint(8), c.uint(8), c.uint(8)
         c.end()
-        if self.disk_ended or not generation or length != len(self.changes) or \
-                xxh3_64(bytes(self.changes)) != digest:
+        if self.disk_ended or not generation or (length, digest) != (self.changes, self.changes_digest):
             raise Bad(f"the disk changes of checkpoint {epoch} are not whole")
-        self.changes.clear()
+        self.changes = self.changes_digest = 0
         self.disk_ended = True
         return [f"generation {generation}, {length} octets, digest {digest:016x}, right"]
 
@@ -474,7 +475,7 @@ def read(data, out):
         if xxh3_64(head[:16] + body) != checksum:
             raise Bad(f"octet {at}: {name}: checksum {checksum:016x} is wrong")
         try:
-            lines = reader.record(name, epoch, body)
+            lines = reader.record(name, epoch, body, checksum)
         except Bad as e:
             raise Bad(f"octet {at}: {name}: {e}") from None
         print(f"{at:8} {name} epoch {epoch}, {length} octets", file=out)

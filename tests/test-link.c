@@ -142,6 +142,25 @@ static void records_arrive_as_sent(void **state)
     free_links(l);
 }
 
+/* DISK_END's digest on one side is made of the one, on the other of the other. */
+static void both_sides_know_the_same_checksum(void **state)
+{
+    struct link *l[2];
+    uint64_t sums[2];
+
+    make_links(state, l);
+    for (unsigned i = 0; i < 2; i++) {
+        struct iovec body[2] = {{(void *)"cha", 3}, {(void *)"nges", 4}};
+        struct record rec;
+
+        assert_int_equal(link_send_summed(l[0], PROTO_DISK, 7 + i, body, 2, &sums[i]), 0);
+        assert_int_equal(link_recv(l[1], &rec, TIME_NEVER, NULL), LINK_RECORD);
+        assert_true(rec.checksum == sums[i]);
+    }
+    assert_true(sums[0] != sums[1]); /* of two epochs */
+    free_links(l);
+}
+
 /* --- heartbeats --- */
 
 static void expect_heartbeats(struct link *l, int count)
@@ -294,9 +313,9 @@ static const size_t starts[] = {0, 33, 57, 87}; /* of the records above, and the
 
 static bool is_record(const struct record *rec, size_t i)
 {
-    static const struct record as_sent[] = {{PROTO_PAGES, 7, (const uint8_t *)"pagesmore", 9},
-                                            {PROTO_HEARTBEAT, 0, NULL, 0},
-                                            {PROTO_GOODBYE, 0, (const uint8_t *)"\0\0\3end", 6}};
+    static const struct record as_sent[] = {{PROTO_PAGES, 7, (const uint8_t *)"pagesmore", 9, 0},
+                                            {PROTO_HEARTBEAT, 0, NULL, 0, 0},
+                                            {PROTO_GOODBYE, 0, (const uint8_t *)"\0\0\3end", 6, 0}};
 
     return i < 3 && rec->type == as_sent[i].type && rec->epoch == as_sent[i].epoch &&
            rec->length == as_sent[i].length &&
@@ -563,6 +582,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         OVER_BOTH(records_arrive_as_sent),
+        OVER_BOTH(both_sides_know_the_same_checksum),
         OVER_BOTH(r7_heartbeats_while_idle),
         OVER_BOTH(r7_heartbeats_while_busy),
         OVER_BOTH(heartbeats_and_senders_do_not_mix),

@@ -27,7 +27,7 @@
 #define DISK (1u << 20)
 #define STAGE 8 /* pages of a checkpoint */
 
-enum { PAGES, BLOCKS, CHANGES, CHANGES_END, STATE, NET, END, RECORDS };
+enum { PAGES, BLOCKS, CHANGES, MORE_CHANGES, CHANGES_END, STATE, NET, END, RECORDS };
 
 static char dir[] = "/tmp/test-receiver-disks-XXXXXX", image[64], command[96];
 static const struct disk_info info = {DISK, 0xa};
@@ -38,7 +38,7 @@ struct rig {
     struct records out;
     struct receiver *rx;
     struct journal *journal;
-    struct buffer bodies; /* of DISK records since the last DISK_END */
+    uint64_t changes_length, changes_digest; /* since the last DISK_END */
     struct proto_block block;
 };
 
@@ -61,18 +61,19 @@ static void write_disk(struct rig *g, uint64_t epoch, uint64_t offset, uint8_t v
     entry_put(body, &e);
     memset(body + ENTRY_HEAD, value, length);
     memset(g->disk + offset, value, length);
-    buffer_append(&g->bodies, body, size);
     records_add(&g->out, PROTO_DISK, epoch, body, size);
+    g->changes_length += size;
+    g->changes_digest = proto_disk_digest(g->changes_digest, g->out.list[g->out.count - 1].checksum);
     free(body);
 }
 
 static void end_disk(struct rig *g, uint64_t epoch)
 {
-    struct proto_disk_end end = {1000 + epoch, g->bodies.len, XXH3_64bits(g->bodies.data, g->bodies.len)};
+    struct proto_disk_end end = {1000 + epoch, g->changes_length, g->changes_digest};
     uint8_t body[PROTO_SMALL_MAX];
 
     records_add(&g->out, PROTO_DISK_END, epoch, body, proto_put_disk_end(body, &end));
-    buffer_clear(&g->bodies);
+    g->changes_length = g->changes_digest = 0;
 }
 
 static void end(struct rig *g, uint64_t epoch)
@@ -89,8 +90,10 @@ static enum receiver_result feed_times(struct rig *g, size_t which, unsigned tim
     enum receiver_result r = RECEIVER_MORE;
 
     for (size_t i = 0; i < g->out.count; i++)
-        for (unsigned n = i == which ? times : 1; n > 0 && r == RECEIVER_MORE; n--)
+        for (unsigned n = i == which ? times : 1; n > 0 && r == RECEIVER_MORE; n--) {
+            g->out.list[i].checksum = records_checksum(&g->out.list[i]); /* a link gives no record whose is wrong */
             r = receiver_record(g->rx, &g->out.list[i], err);
+        }
     return r;
 }
 
@@ -143,6 +146,7 @@ static struct rig *rig_new(void)
     g->block = (struct proto_block){5, 1001, 0, 3, XXH3_64bits(g->guest + 5 * PAGE_BYTES, PAGE_BYTES)};
     records_block(&g->out, 2, &g->block, g->guest + 5 * PAGE_BYTES);
     memcpy(before, g->disk + 7 * PAGE_BYTES, PAGE_BYTES);
+    write_disk(g, 2, 7 * PAGE_BYTES, 0x55, PAGE_BYTES);
     write_disk(g, 2, 7 * PAGE_BYTES, 0x44, PAGE_BYTES);
     memcpy(g->disk + 7 * PAGE_BYTES, before, PAGE_BYTES);
     end(g, 2);
@@ -171,7 +175,6 @@ static void rig_free(struct rig *g)
     receiver_free(g->rx);
     journal_close(g->journal);
     records_free(&g->out);
-    buffer_free(&g->bodies);
     free(g);
 }
 
@@ -231,6 +234,34 @@ static void r2_any_record_twice(void **state)
         assert_int_equal(feed_times(g, twice, 2, &err), RECEIVER_ERROR);
         assert_untouched(g);
     }
+}
+
+static void r2_changes_in_another_order(void **state)
+{
+    struct rig *g = rig_new();
+    struct record first = g->out.list[CHANGES];
+    struct error err = {""};
+
+    (void)state;
+    g->out.list[CHANGES] = g->out.list[MORE_CHANGES];
+    g->out.list[MORE_CHANGES] = first;
+    assert_int_equal(feed(g, &err), RECEIVER_ERROR);
+    assert_non_null(strstr(err.text, "digest"));
+    assert_untouched(g);
+}
+
+/* What came on a link that broke does not count on the next. */
+static void r2_changes_of_the_link_before(void **state)
+{
+    struct rig *g = rig_new();
+    struct error err = {""};
+
+    (void)state;
+    for (unsigned i = 0; i <= CHANGES; i++)
+        assert_int_equal(receiver_record(g->rx, &g->out.list[i], &err), RECEIVER_MORE);
+    restart(g, START_RESUME);
+    assert_goes_on(g);
+    rig_free(g);
 }
 
 static uint8_t *body(struct rig *g, unsigned i)
@@ -376,7 +407,7 @@ static void r4_r5_a_checkpoint_is_kept_with_its_disk_or_not(void **state)
     (void)state;
     restart(g, START_KEEP);
     records_restart(&g->out);
-    buffer_clear(&g->bodies);
+    g->changes_length = g->changes_digest = 0;
     write_disk(g, 0, 0, 0x99, ENTRY_DATA_MAX);
     for (n = 0; n < 1000 && receiver_keeps(g->rx) && r == RECEIVER_MORE; n++)
         r = receiver_record(g->rx, &g->out.list[0], &err);
@@ -394,6 +425,8 @@ int main(void)
         cmocka_unit_test(r4_r5_memory_and_image_together),
         cmocka_unit_test(r2_any_record_missing),
         cmocka_unit_test(r2_any_record_twice),
+        cmocka_unit_test(r2_changes_in_another_order),
+        cmocka_unit_test(r2_changes_of_the_link_before),
         cmocka_unit_test(r10_what_is_wrong_is_refused),
         cmocka_unit_test(r4_goes_on_after_a_bad_stream),
         cmocka_unit_test(r9_blocks_are_staged_within_bounds),

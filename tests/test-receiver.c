@@ -773,11 +773,11 @@ static void r9_blobs_are_bounded(void **state)
         for (size_t sent = 0; sent < blobs[b].max;) {
             size_t n = blobs[b].max < PROTO_BODY_MAX ? blobs[b].max : PROTO_BODY_MAX;
 
-            assert_int_equal(receiver_record(g->rx, &(struct record){blobs[b].type, 2, octets, n}, &err),
+            assert_int_equal(receiver_record(g->rx, &(struct record){blobs[b].type, 2, octets, n, 0}, &err),
                              RECEIVER_MORE);
             sent += n;
         }
-        assert_int_equal(receiver_record(g->rx, &(struct record){blobs[b].type, 2, octets, 1}, &err),
+        assert_int_equal(receiver_record(g->rx, &(struct record){blobs[b].type, 2, octets, 1, 0}, &err),
                          RECEIVER_ERROR);
         assert_non_null(strstr(err.text, "is longer than"));
         assert_untouched(g);
@@ -811,7 +811,7 @@ static void r10_blocks_of_no_disk(void **state)
         struct rig *g = rig_new(PAGE_CODEC_LZ4);
         struct error err = {""};
 
-        assert_int_equal(receiver_record(g->rx, &(struct record){PROTO_BLOCKS, epoch, body, sizeof(body)}, &err),
+        assert_int_equal(receiver_record(g->rx, &(struct record){PROTO_BLOCKS, epoch, body, sizeof(body), 0}, &err),
                          RECEIVER_ERROR);
         assert_non_null(strstr(err.text, "without disks"));
         assert_untouched(g);
