@@ -49,6 +49,8 @@ static const struct {
     {"TCP header of 24 in 22", MACS "08 00 45 00 00 2a " IP4 PORTS "60 18 00 00 00 00 00 00 61 62", 4, PACKET_TCP_UNPLACED, 0, 0, 0},
     {"UDP", MACS "08 00 45 00 00 2a 00 07 00 00 40 11 00 00 0a 00 00 01 0a 00 00 02 " SEGMENT, 4, PACKET_NOT_TCP, 0, 0, 0},
 
+    {"a header alone", MACS "08 00 45 00 00 14 00 07 00 00 40 fd 00 00 0a 00 00 01 0a 00 00 02", 4, PACKET_NOT_TCP, 0, 0, 0},
+
     {"IPv6", MACS "86 dd 60 00 00 00 00 16 06 40 " IP6 SEGMENT, 6, PACKET_TCP, 2, 0, 0},
     {"padding behind IPv6", MACS "86 dd 60 00 00 00 00 16 06 40 " IP6 SEGMENT "00 00", 6, PACKET_TCP, 2, 0, 0},
     {"DSCP 46 of IPv6", MACS "86 dd 6b b0 00 00 00 16 06 40 " IP6 SEGMENT, 6, PACKET_TCP, 2, 46, 0},
@@ -69,6 +71,8 @@ static const struct {
     {"nine extensions", MACS "86 dd 60 00 00 00 00 5e 3c 40 " IP6 OPTIONS8("3c") OPTIONS8("3c") OPTIONS8("3c") OPTIONS8("3c")
      OPTIONS8("3c") OPTIONS8("3c") OPTIONS8("3c") OPTIONS8("3c") OPTIONS8("06") SEGMENT, 6, PACKET_TCP_UNPLACED, 0, 0, 0},
     {"UDP behind an extension", MACS "86 dd 60 00 00 00 00 1e 00 40 " IP6 OPTIONS8("11") SEGMENT, 6, PACKET_NOT_TCP, 0, 0, 0},
+
+    {"a header of IPv6 alone", MACS "86 dd 60 00 00 00 00 00 3b 40 " IP6, 6, PACKET_NOT_TCP, 0, 0, 0},
 
     {"ARP", MACS "08 06 00 01 08 00 06 04 00 01 02 00 00 00 00 01 0a 00 00 01 00 00 00 00 00 00 0a 00 00 02", 4, PACKET_NOT_TCP, 0, 0, 0},
     {"ARP for another", MACS "08 06 00 01 08 00 06 04 00 01 02 00 00 00 00 09 0a 00 00 01 00 00 00 00 00 00 0a 00 00 02",
