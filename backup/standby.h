@@ -26,6 +26,9 @@ void standby_offer(struct standby *s, struct link *link, const struct proto_hell
 int standby_takeover(struct standby *s, struct error *err);
 int standby_discard(struct standby *s, struct error *err);
 
+/* -1 as long as a primary is here, a checkpoint is held, or the VM runs here; active: only if it does. */
+int standby_may_forget(struct standby *s, bool active, struct error *err);
+
 /* The object that remusctl(8) documents under "status". */
 json_t *standby_status(struct standby *s);
 json_t *standby_preflight(const struct standby *s); /* vm/preflight.h */

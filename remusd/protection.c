@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
+#include "common/run-file.h"
 #include "common/urgent.h"
 #include "disk/server.h"
 #include "protection-impl.h"
@@ -652,12 +653,27 @@ const char *protection_vm(const struct protection *p)
     return p->cfg->name;
 }
 
+const char *protection_backup(const struct protection *p)
+{
+    return p->section->backup;
+}
+
+int protection_may_forget(struct protection *p, struct error *err)
+{
+    SCOPED_LOCK(&p->engine.lock);
+    enum lifecycle_state state = p->lc.state;
+
+    if (p->lc.held || (p->ready && (state == LC_CONNECTING || state == LC_SYNCING)))
+        return error_set(err, "%s is %s: remusctl unprotect %s first", p->cfg->name, lifecycle_name(state), p->cfg->name);
+    return 0;
+}
+
 json_t *protection_preflight(const struct protection *p)
 {
     return preflight(p->section, true);
 }
 
-void protection_stop(struct protection *p)
+void protection_stop(struct protection *p, bool forget)
 {
     struct error err;
 
@@ -665,6 +681,10 @@ void protection_stop(struct protection *p)
         return;
     protection_request(p, REQUEST_STOP, &err);
     pthread_join(p->thread, NULL);
+    if (forget)
+        run_file_remove(p->cfg, ".guest");
+    if (p->port && forget && p->port->ops->leave)
+        p->port->ops->leave(p->port);
     if (p->port)
         p->port->ops->close(p->port);
     if (p->vm)

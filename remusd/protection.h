@@ -37,9 +37,15 @@ const char *protection_vm(const struct protection *p);
 
 /* The object that remusctl(8) documents under "status". */
 json_t *protection_status(struct protection *p);
+/* HOST:PORT of the backup. */
+const char *protection_backup(const struct protection *p);
+
+/* -1 as long as it holds what the guest sends, or may: then stopping it would leave the guest so. */
+int protection_may_forget(struct protection *p, struct error *err);
+
 json_t *protection_preflight(const struct protection *p); /* vm/preflight.h */
 
-/* Requests the stop and waits for it. */
-void protection_stop(struct protection *p);
+/* Requests the stop and waits for it.  forget: for good, and what the guest sends goes its own way from now on. */
+void protection_stop(struct protection *p, bool forget);
 
 #endif

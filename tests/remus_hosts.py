@@ -192,9 +192,10 @@ class Host:
 
     def try_status(self):
         try:
-            return self.do("status")
+            reply = self.request("status")
         except OSError:
             return None
+        return reply["result"] if reply["ok"] else {"state": reply["code"]}
 
     def state(self):
         status = self.try_status()

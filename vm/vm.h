@@ -63,6 +63,12 @@ struct vm_ops {
     /* NULL: sections say everything.  Else what the running guest of this name says of itself. */
     int (*facts)(const struct vm_config *section, struct vm_facts *facts, struct error *err);
 
+    /*
+     * NULL: its guests need sections.  Else: does a guest of this name run here that can be protected without one?  *memory_bytes: what
+     * a section must say; 0: nothing.  section says nothing but name and run_dir.
+     */
+    int (*adopt)(const struct vm_config *section, uint64_t *memory_bytes, struct error *err);
+
     /* NULL: remusd starts the guests.  Else: has somebody started one of this name that open can attach to by now? */
     bool (*appeared)(const struct vm_config *cfg);
 
@@ -141,6 +147,9 @@ struct replica_ops {
 
 /* NBD socket of the guest's disks (disk/server.h): export N is disk N.  As vm_net_paths. */
 int vm_disk_path(const struct vm_config *cfg, char path[108]);
+
+/* Asks all platforms to adopt the guest; err: why the last of them does not. */
+int vm_adopt(const char *run_dir, const char *name, const char **platform, uint64_t *memory_bytes, struct error *err);
 
 /* NULL for a platform that this build does not have. */
 const struct vm_ops *vm_platform(const char *name);

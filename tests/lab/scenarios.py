@@ -83,6 +83,10 @@ def start_daemons(hosts, both=(), memory=128, watched=False, interval=500, servi
     remus_config(hosts[0], f'backup = "{hosts[1].address}:7910"', f'interval = {interval}', 'heartbeat = 100',
                  'timeout = 5000', *services, *both)
     remus_config(hosts[1], 'takeover = automatic', *both)
+    launch_daemons(hosts, watch)
+
+
+def launch_daemons(hosts, watch=''):
     hosts[1].start('remus-backupd -f -c /etc/remusd.conf', '/var/log/remus-backupd.log')
     hosts[0].start(f'{watch}remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
     for host in hosts:
@@ -261,6 +265,29 @@ def network_learned(hosts):
     lose_server(hosts, (), memory=None)
 
 
+def learned(hosts):
+    """No section for the domain on either host, a stock vif: protect --to, remusd and backupd anew, power lost (R1, R7)."""
+    guest_config(hosts, 'lab.load=4,50', network=True, stock=True)
+    for host in hosts:
+        host.write('/etc/remusd.conf', 'others {\ninterval = 500\nheartbeat = 100\ntimeout = 5000\ntakeover = automatic\n}\n')
+    launch_daemons(hosts)
+    start_guest(hosts[0])
+    if hosts[0].try_run(f'remusctl protect {GUEST}').returncode == 0:
+        raise LabError('a domain that remusd does not know was protected without --to')
+    hosts[0].run(f'remusctl protect {GUEST} --to {hosts[1].address}')
+    wait_state(hosts[0], 'protected')
+    for host, daemon in ((hosts[0], 'remusd'), (hosts[1], 'remus-backupd')):
+        # the backup has lost its replica with the daemon: the primary holds, and sends it all again
+        host.run(f'kill $(pidof {daemon}); while pidof {daemon}; do sleep 0.1; done >/dev/null')
+        host.start(f'{daemon} -f -c /etc/remusd.conf', f'/var/log/{daemon}.log')
+        wait_for(f'{daemon} to know {GUEST} again', PATIENCE, lambda h=host: GUEST in h.try_run('remusctl list').stdout.decode(), 0.5)
+        wait_state(hosts[0], 'protected')
+        wait_state(hosts[1], 'ready')
+    lose_protected_server(hosts)
+    if hosts[1].try_run(f'remusctl forget {GUEST}').returncode == 0:
+        raise LabError('a domain that runs here was forgotten')
+
+
 def network_plug(hosts):
     """The same with a plug queue, which waits for the vif and has it before the guest runs (R1)."""
     guest_config(hosts, 'lab.load=4,50', network=True)
@@ -275,6 +302,10 @@ def lose_server(hosts, gate=None, **daemons):
     start_guest(hosts[0])
     if gate is not None:
         start_daemons(hosts, gate, **daemons)
+    lose_protected_server(hosts)
+
+
+def lose_protected_server(hosts):
     hosts[1].write('/root/client.py', CLIENT)
     hosts[1].start('python3 /root/client.py', '/var/log/client.log')
 
@@ -826,7 +857,7 @@ def explain(hosts):
 
 
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel,
-       'network-learned': network_learned, 'network-plug': network_plug,
+       'network-learned': network_learned, 'learned': learned, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
        'devices': devices, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'xenstored': xenstored}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,

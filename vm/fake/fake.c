@@ -328,6 +328,17 @@ static bool fake_running(const struct vm_config *cfg)
     return found != FOUND_NOT;
 }
 
+static int fake_adopt(const struct vm_config *section, uint64_t *memory_bytes, struct error *err)
+{
+    struct process p;
+
+    if (process_find(&p, section->run_dir, section->name, err) != FOUND)
+        return -1;
+    *memory_bytes = p.ctl->pages * PAGE_SIZE;
+    process_close(&p);
+    return 0;
+}
+
 static void fake_close(struct vm *vm)
 {
     struct fake_vm *f = of(vm);
@@ -480,6 +491,7 @@ static enum vm_health fake_health(struct vm *vm)
 const struct vm_ops fake_vm_ops = {
     .name = "fake",
     .running = fake_running,
+    .adopt = fake_adopt,
     .open = fake_open,
     .suspend = fake_suspend,
     .resume = fake_resume,

@@ -384,6 +384,24 @@ static int vm_facts(const struct vm_config *section, struct vm_facts *facts, str
     return rc < 0 ? error_prefix(err, "domain \"%s\"", section->name) : 0;
 }
 
+static int vm_adopt_domain(const struct vm_config *section, uint64_t *memory_bytes, struct error *err)
+{
+    struct vm_learned learned;
+    struct xen_domain d = {0};
+    struct vm_facts facts;
+    int rc;
+
+    vm_learned_init(&learned, section);
+    if (vm_facts(section, &facts, err) < 0 || vm_learn(&learned, section, &facts, err) < 0 ||
+        xen_domain_connect(&d, err) < 0)
+        return -1;
+    *memory_bytes = 0;
+    d.id = xen_domain_find(&d, section->name);
+    rc = xen_domain_check(&d, &learned.cfg, err);
+    xen_domain_disconnect(&d);
+    return rc < 0 ? error_prefix(err, "domain \"%s\"", section->name) : 0;
+}
+
 static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer head = {0};
@@ -930,6 +948,7 @@ const struct vm_ops xen_vm_ops = {
     .running = vm_running,
     .appeared = vm_appeared,
     .facts = vm_facts,
+    .adopt = vm_adopt_domain,
     .preflight = xen_preflight,
     .open = vm_open,
     .suspend = vm_suspend,
