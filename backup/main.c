@@ -14,7 +14,7 @@
 #include "common/log.h"
 #include "standby.h"
 
-#define GREETERS_MAX 16         /* connections whose HELLO has not come yet */
+#define GREETERS_MAX 16         /* connections whose HELLO has not come yet, or that only ask */
 #define HELLO_NS (5 * NS_PER_S)
 
 struct backupd {
@@ -63,6 +63,10 @@ static void greet(struct backupd *b, struct link *link)
                 error_set(&err, "the backup knows no VM \"%.63s\": add its section to remusd.conf "
                           "there", hello.vm);
         }
+    }
+    if (s && hello.flags & HELLO_PREFLIGHT) {
+        standby_answer_preflight(s, link, &hello);
+        return;
     }
     if (s) {
         standby_offer(s, link, &hello);
@@ -256,7 +260,7 @@ static void free_all(struct daemon *d)
         event_free(b->accept_event);
     if (b->listener > 0)
         close(b->listener);
-    while (b->greeters) /* each ends within HELLO_NS */
+    while (b->greeters) /* each ends within HELLO_NS, or ten seconds for a preflight */
         clock_sleep_until(clock_ns() + NS_PER_MS);
     for (size_t i = 0; i < b->count; i++)
         standby_stop(b->standbys[i]);

@@ -1,16 +1,34 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* remusd, the daemon on the primary: one protection for each VM of the configuration. */
+#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/daemon.h"
 #include "common/log.h"
+#include "common/protocol.h"
+#include "preflight.h"
 #include "protection.h"
+
+#define PREFLIGHTS_MAX 4 /* at a time */
+
+/* A preflight that is under way: it talks to the backup, which the event loop must not wait for. */
+struct preflight_job {
+    struct remusd *remusd;
+    pthread_t thread;
+    struct control_later *later; /* NULL: a free place */
+    const struct vm_config *cfg;
+    char to[300];
+    double needs;
+    json_t *report;
+};
 
 struct remusd {
     struct daemon *daemon;
     struct protection **protections;
     size_t count;
+    struct preflight_job preflights[PREFLIGHTS_MAX];
 };
 
 static struct protection *find(struct remusd *r, const char *vm, struct control_error *err)
@@ -129,15 +147,65 @@ static int verb_status(void *arg, const char *vm, const json_t *args, json_t **r
     return 0;
 }
 
+/* In the event loop's thread. */
+static void preflight_done(void *arg)
+{
+    struct preflight_job *job = arg;
+
+    pthread_join(job->thread, NULL);
+    control_answer(job->later, 0, job->report, NULL);
+    job->later = NULL;
+}
+
+static void *preflight_run(void *arg)
+{
+    struct preflight_job *job = arg;
+
+    job->report = preflight_both(job->cfg, job->to, job->needs);
+    daemon_post(job->remusd->daemon, preflight_done, job);
+    return NULL;
+}
+
+static bool ends_bracketed(const char *address)
+{
+    return *address && address[strlen(address) - 1] == ']';
+}
+
 static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t **result,
                           struct control_error *err)
 {
     struct protection *p = find(arg, vm, err);
+    struct preflight_job *job = NULL;
+    struct remusd *r = arg;
+    char host[256], port[16];
+    const char *to = NULL;
+    json_error_t why;
 
-    if (!p || no_args(args, err) < 0)
+    (void)result;
+    if (!p)
         return -1;
-    *result = protection_preflight(p);
-    return 0;
+    if (json_unpack_ex((json_t *)args, &why, 0, "{s?s !}", "to", &to) < 0)
+        return control_fail(err, CONTROL_USAGE, "preflight: %s", why.text);
+    for (size_t i = 0; i < PREFLIGHTS_MAX; i++)
+        if (!r->preflights[i].later)
+            job = &r->preflights[i];
+    if (!job)
+        return control_fail(err, CONTROL_BUSY, "%d preflights are under way: try again", PREFLIGHTS_MAX);
+    protection_preflight(p, &job->cfg, &job->needs);
+    if (!to)
+        to = job->cfg->backup;
+    if (snprintf(job->to, sizeof(job->to), "%s%s", to, strpbrk(to, ":") && !ends_bracketed(to) ? "" : ":" PROTO_PORT) >= (int)sizeof(job->to) ||
+        config_split_address(job->to, host, port, &err->text) < 0)
+        return control_fail(err, CONTROL_USAGE, "\"%.80s\": want HOST or HOST:PORT", to);
+    job->remusd = r;
+    job->later = control_later(r->daemon->control);
+    if (!job->later)
+        return -1;
+    if (pthread_create(&job->thread, NULL, preflight_run, job)) {
+        control_answer(job->later, control_fail(err, CONTROL_FAILED, "cannot start a thread"), NULL, err);
+        job->later = NULL;
+    }
+    return CONTROL_LATER;
 }
 
 static int verb_list(void *arg, const char *vm, const json_t *args, json_t **result,
@@ -166,6 +234,8 @@ static int start(struct daemon *d, struct error *err)
     struct remusd *r = calloc(1, sizeof(*r));
 
     d->arg = r;
+    if (r)
+        r->daemon = d;
     if (!r || !(r->protections = calloc(d->config->vm_count + 1, sizeof(*r->protections))))
         return error_set(err, "no memory");
     for (size_t i = 0; i < d->config->vm_count; i++) {
@@ -200,6 +270,9 @@ static void free_all(struct daemon *d)
 
     if (!r)
         return;
+    for (size_t i = 0; i < PREFLIGHTS_MAX; i++)
+        if (r->preflights[i].later) /* nobody waits for it any more */
+            preflight_done(&r->preflights[i]);
     for (size_t i = 0; i < r->count; i++)
         protection_stop(r->protections[i]);
     free(r->protections);

@@ -13,7 +13,6 @@
 #include "common/urgent.h"
 #include "disk/server.h"
 #include "protection-impl.h"
-#include "vm/preflight.h"
 
 #define GOODBYE_NS NS_PER_S
 #define REOPEN_NS (5 * NS_PER_S)
@@ -652,9 +651,15 @@ const char *protection_vm(const struct protection *p)
     return p->cfg->name;
 }
 
-json_t *protection_preflight(const struct protection *p)
+void protection_preflight(struct protection *p, const struct vm_config **cfg, double *needs)
 {
-    return preflight(p->section, true);
+    const struct engine *e = &p->engine;
+    SCOPED_LOCK(&p->engine.lock);
+
+    *cfg = p->section;
+    *needs = p->lc.state == LC_PROTECTED && e->stats.checkpoints > 1
+                 ? (double)e->stats.sent[0] / (double)e->stats.checkpoints * 1e9 / (double)e->pacer.interval
+                 : 0;
 }
 
 void protection_stop(struct protection *p)

@@ -37,7 +37,8 @@ const char *protection_vm(const struct protection *p);
 
 /* The object that remusctl(8) documents under "status". */
 json_t *protection_status(struct protection *p);
-json_t *protection_preflight(const struct protection *p); /* vm/preflight.h */
+/* What preflight_both() (preflight.h) is to be asked.  At least two checkpoints must have been sent for `needs'. */
+void protection_preflight(struct protection *p, const struct vm_config **cfg, double *needs);
 
 /* Requests the stop and waits for it. */
 void protection_stop(struct protection *p);
