@@ -20,7 +20,7 @@
 #include "standby.h"
 #include "vm/vm.h"
 
-#define GREETERS_MAX 16         /* connections whose HELLO has not come yet */
+#define GREETERS_MAX 16         /* connections whose HELLO has not come yet, or that only ask */
 #define HELLO_NS (5 * NS_PER_S)
 
 struct entry {
@@ -33,6 +33,7 @@ struct backupd {
     pthread_mutex_t lock; /* for the list, which greeters read, and add to */
     struct entry *entries;
     size_t count, kept;
+    unsigned preflights;  /* being answered, with standbys that must stay */
     int listener;
     struct event *accept_event;
     _Atomic int greeters;
@@ -114,7 +115,7 @@ static int learn(struct backupd *b, const struct proto_hello *hello, struct erro
     char keys[KEPT_KEYS_MAX];
     struct vm_config *kept;
 
-    if (cfg->others && hello->flags & HELLO_QUERY) /* remembers nothing of who only asks */
+    if (cfg->others && hello->flags & (HELLO_QUERY | HELLO_PREFLIGHT)) /* remembers nothing of who only asks */
         return error_set(err, "%.63s was never protected on this backup", hello->vm);
     if (!cfg->others || config_vm(cfg, hello->vm))
         return error_set(err, "the backup knows no VM \"%.63s\": add its section to remusd.conf there%s", hello->vm,
@@ -146,12 +147,23 @@ static int learn(struct backupd *b, const struct proto_hello *hello, struct erro
 /* Brings the primary to its VM.  False when there is none for it. */
 static bool offer(struct backupd *b, struct link *link, const struct proto_hello *hello, struct error *err)
 {
-    SCOPED_LOCK(&b->lock);
+    struct standby *s = NULL;
 
-    if (!find(b, hello->vm) && learn(b, hello, err) < 0)
-        return false;
-    standby_offer(find(b, hello->vm)->standby, link, hello);
-    return true;
+    pthread_mutex_lock(&b->lock);
+    if (find(b, hello->vm) || learn(b, hello, err) == 0)
+        s = find(b, hello->vm)->standby;
+    if (s && hello->flags & HELLO_PREFLIGHT)
+        b->preflights++;
+    else if (s)
+        standby_offer(s, link, hello);
+    pthread_mutex_unlock(&b->lock);
+    if (s && hello->flags & HELLO_PREFLIGHT) {
+        standby_answer_preflight(s, link, hello);
+        pthread_mutex_lock(&b->lock);
+        b->preflights--;
+        pthread_mutex_unlock(&b->lock);
+    }
+    return s;
 }
 
 /* Reads the HELLO of a new connection and brings it to its VM. */
@@ -287,6 +299,8 @@ static int verb_forget(void *arg, const char *vm, const json_t *args, json_t **r
         return -1;
     if (json_unpack_ex((json_t *)args, &why, 0, "{s?b !}", "active", &active) < 0)
         return control_fail(err, CONTROL_USAGE, "forget: %s", why.text);
+    if (b->preflights)
+        return control_fail(err, CONTROL_BUSY, "%s: a preflight is being answered: try again", vm);
     err->code = CONTROL_REFUSED;
     if (!e->kept)
         return control_fail(err, CONTROL_REFUSED, "%s has a section in remusd.conf: remove it there, and restart remus-backupd",
@@ -405,7 +419,7 @@ static void free_all(struct daemon *d)
         event_free(b->accept_event);
     if (b->listener > 0)
         close(b->listener);
-    while (b->greeters) /* each ends within HELLO_NS */
+    while (b->greeters) /* each ends within HELLO_NS, or ten seconds for a preflight */
         clock_sleep_until(clock_ns() + NS_PER_MS);
     for (size_t i = 0; i < b->count; i++) {
         standby_stop(b->entries[i].standby);

@@ -1,26 +1,42 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* remusd, the daemon on the primary: one protection for each VM of the configuration. */
 #include <inttypes.h>
+#include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "common/daemon.h"
 #include "common/kept.h"
 #include "common/log.h"
+#include "common/protocol.h"
+#include "preflight.h"
 #include "protection.h"
 #include "vm/vm.h"
-
-#define BACKUP_PORT ":7910" /* unless --to names another one */
 
 struct entry {
     struct protection *protection;
     struct vm_config *kept; /* its section, when it is not in remusd.conf */
 };
 
+#define PREFLIGHTS_MAX 4 /* at a time */
+
+/* A preflight that is under way: it talks to the backup, which the event loop must not wait for. */
+struct preflight_job {
+    struct remusd *remusd;
+    pthread_t thread;
+    struct control_later *later; /* NULL: a free place */
+    const struct vm_config *cfg;
+    char to[300];
+    double needs;
+    json_t *report;
+};
+
 struct remusd {
     struct daemon *daemon;
     struct entry *entries;
     size_t count, kept;
+    struct preflight_job preflights[PREFLIGHTS_MAX];
 };
 
 static struct entry *entry_of(struct remusd *r, const char *vm)
@@ -79,7 +95,7 @@ static int complete_address(const char *to, char address[300], struct control_er
         snprintf(address, 300, "%s", to);
         if (config_split_address(address, host, port, &err->text) == 0)
             return 0;
-        snprintf(address, 300, "%s" BACKUP_PORT, to);
+        snprintf(address, 300, "%s:" PROTO_PORT, to);
         if (config_split_address(address, host, port, &err->text) == 0)
             return 0;
     }
@@ -171,6 +187,9 @@ static int verb_forget(void *arg, const char *vm, const json_t *args, json_t **r
 
     if (!p || no_args(args, err) < 0)
         return -1;
+    for (size_t i = 0; i < PREFLIGHTS_MAX; i++)
+        if (r->preflights[i].later && r->preflights[i].cfg == e->kept)
+            return control_fail(err, CONTROL_BUSY, "%s: a preflight is under way: try again", vm);
     err->code = CONTROL_REFUSED;
     if (!e->kept)
         return control_fail(err, CONTROL_REFUSED, "%s has a section in remusd.conf: remove it there, and restart remusd", vm);
@@ -258,15 +277,56 @@ static int verb_status(void *arg, const char *vm, const json_t *args, json_t **r
     return 0;
 }
 
+/* In the event loop's thread. */
+static void preflight_done(void *arg)
+{
+    struct preflight_job *job = arg;
+
+    pthread_join(job->thread, NULL);
+    control_answer(job->later, 0, job->report, NULL);
+    job->later = NULL;
+}
+
+static void *preflight_run(void *arg)
+{
+    struct preflight_job *job = arg;
+
+    job->report = preflight_both(job->cfg, job->to, job->needs);
+    daemon_post(job->remusd->daemon, preflight_done, job);
+    return NULL;
+}
+
 static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t **result,
                           struct control_error *err)
 {
     struct protection *p = find(arg, vm, err);
+    struct preflight_job *job = NULL;
+    struct remusd *r = arg;
+    const char *to = NULL;
+    json_error_t why;
 
-    if (!p || no_args(args, err) < 0)
+    (void)result;
+    if (!p)
         return -1;
-    *result = protection_preflight(p);
-    return 0;
+    if (json_unpack_ex((json_t *)args, &why, 0, "{s?s !}", "to", &to) < 0)
+        return control_fail(err, CONTROL_USAGE, "preflight: %s", why.text);
+    for (size_t i = 0; i < PREFLIGHTS_MAX; i++)
+        if (!r->preflights[i].later)
+            job = &r->preflights[i];
+    if (!job)
+        return control_fail(err, CONTROL_BUSY, "%d preflights are under way: try again", PREFLIGHTS_MAX);
+    protection_preflight(p, &job->cfg, &job->needs);
+    if (complete_address(to ? to : job->cfg->backup, job->to, err) < 0)
+        return -1;
+    job->remusd = r;
+    job->later = control_later(r->daemon->control);
+    if (!job->later)
+        return -1;
+    if (pthread_create(&job->thread, NULL, preflight_run, job)) {
+        control_answer(job->later, control_fail(err, CONTROL_FAILED, "cannot start a thread"), NULL, err);
+        job->later = NULL;
+    }
+    return CONTROL_LATER;
 }
 
 static int verb_list(void *arg, const char *vm, const json_t *args, json_t **result,
@@ -331,6 +391,9 @@ static void free_all(struct daemon *d)
 
     if (!r)
         return;
+    for (size_t i = 0; i < PREFLIGHTS_MAX; i++)
+        if (r->preflights[i].later) /* nobody waits for it any more */
+            preflight_done(&r->preflights[i]);
     for (size_t i = 0; i < r->count; i++) {
         protection_stop(r->entries[i].protection, false);
         config_free_section(r->entries[i].kept);

@@ -14,7 +14,6 @@
 #include "common/urgent.h"
 #include "disk/server.h"
 #include "protection-impl.h"
-#include "vm/preflight.h"
 
 #define GOODBYE_NS NS_PER_S
 #define REOPEN_NS (5 * NS_PER_S)
@@ -668,9 +667,15 @@ int protection_may_forget(struct protection *p, struct error *err)
     return 0;
 }
 
-json_t *protection_preflight(const struct protection *p)
+void protection_preflight(struct protection *p, const struct vm_config **cfg, double *needs)
 {
-    return preflight(p->section, true);
+    const struct engine *e = &p->engine;
+    SCOPED_LOCK(&p->engine.lock);
+
+    *cfg = p->section;
+    *needs = p->lc.state == LC_PROTECTED && e->stats.checkpoints > 1
+                 ? (double)e->stats.sent[0] / (double)e->stats.checkpoints * 1e9 / (double)e->pacer.interval
+                 : 0;
 }
 
 void protection_stop(struct protection *p, bool forget)

@@ -76,6 +76,13 @@ struct vm_ops {
     void (*preflight)(const struct vm_config *cfg, bool primary, struct json_t *lacks);
 
     /*
+     * What open would put into struct vm's pages, profile and description, of the guest that runs, or of one that would: for a backup
+     * to judge.  From any thread; touches neither guest nor host.
+     */
+    int (*describe)(const struct vm_config *cfg, uint64_t *pages, char profile[VM_PROFILE_MAX + 1],
+                    struct buffer *description, struct error *err);
+
+    /*
      * Starts the guest, or attaches to it when it already runs (a restarted daemon finds its guest again).
      * The guest runs when this returns.  Costs seconds; never called with another guest waiting.
      */
@@ -128,6 +135,13 @@ struct replica_ops {
      */
     int (*open)(struct replica **r, const struct vm_config *cfg, uint64_t pages, const char *profile,
                 const struct buffer *description, struct error *err);
+
+    /*
+     * preflight.h: for what reasons open would refuse this guest.  here: there is a replica of it already.  description:
+     * empty, or as open has it.  From any thread; starts and changes nothing.
+     */
+    void (*check)(const struct vm_config *cfg, uint64_t pages, const char *profile, const struct buffer *description,
+                  bool here, struct json_t *lacks);
 
     /* NULL: sections say everything.  Else what the primary and this host say of the guest. */
     void (*facts)(const struct replica *r, struct vm_facts *facts);
