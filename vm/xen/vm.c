@@ -189,32 +189,6 @@ static int find_pages(struct xen_vm *v, struct xen_machine *m, struct error *err
     return rc;
 }
 
-static int put_policy(struct xen_vm *v, struct buffer *head, struct error *err)
-{
-    uint32_t leaf_count = 0, msr_count = 0;
-    cleanup_free xen_cpuid_leaf_t *leaves = NULL;
-    cleanup_free xen_msr_entry_t *msrs = NULL;
-    xc_cpu_policy_t *policy = xc_cpu_policy_init();
-    int rc = -1;
-
-    if (policy && xc_cpu_policy_get_size(v->domain.xc, &leaf_count, &msr_count) == 0) {
-        leaves = calloc(leaf_count, sizeof(*leaves));
-        msrs = calloc(msr_count, sizeof(*msrs));
-        if (leaves && msrs && xc_cpu_policy_get_domain(v->domain.xc, v->domain.id, policy) == 0)
-            rc = xc_cpu_policy_serialise(v->domain.xc, policy, leaves, &leaf_count, msrs,
-                                         &msr_count);
-    }
-    if (policy)
-        xc_cpu_policy_destroy(policy);
-    if (rc)
-        return error_set(err, "the domain's CPU policy: %s", strerror(errno));
-    return stream_put_record(head, STREAM_CPUID_POLICY, leaves, leaf_count * sizeof(*leaves)) ||
-                   stream_put_record(head, STREAM_MSR_POLICY, msrs, msr_count * sizeof(*msrs)) ||
-                   stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0)
-               ? error_set(err, "no memory")
-               : 0;
-}
-
 static int put_params(struct xen_vm *v, struct error *err)
 {
     static const uint32_t wanted[] = {
@@ -384,6 +358,24 @@ static int vm_facts(const struct vm_config *section, struct vm_facts *facts, str
     return rc < 0 ? error_prefix(err, "domain \"%s\"", section->name) : 0;
 }
 
+static int vm_adopt_domain(const struct vm_config *section, uint64_t *memory_bytes, struct error *err)
+{
+    struct vm_learned learned;
+    struct xen_domain d = {0};
+    struct vm_facts facts;
+    int rc;
+
+    vm_learned_init(&learned, section);
+    if (vm_facts(section, &facts, err) < 0 || vm_learn(&learned, section, &facts, err) < 0 ||
+        xen_domain_connect(&d, err) < 0)
+        return -1;
+    *memory_bytes = 0;
+    d.id = xen_domain_find(&d, section->name);
+    rc = xen_domain_check(&d, &learned.cfg, err);
+    xen_domain_disconnect(&d);
+    return rc < 0 ? error_prefix(err, "domain \"%s\"", section->name) : 0;
+}
+
 static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer head = {0};
@@ -395,7 +387,7 @@ static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
     xen_version(&v->domain, &major, &minor);
     if (stream_put_head(&head, major, minor) < 0)
         return error_set(err, "no memory");
-    if (put_policy(v, &head, err) < 0)
+    if (xen_policy_put(&v->domain, &head, err) < 0)
         return -1;
     m->head = head.data;
     m->head_length = head.len;
@@ -930,6 +922,8 @@ const struct vm_ops xen_vm_ops = {
     .running = vm_running,
     .appeared = vm_appeared,
     .facts = vm_facts,
+    .adopt = vm_adopt_domain,
+    .describe = xen_describe,
     .preflight = xen_preflight,
     .open = vm_open,
     .suspend = vm_suspend,
