@@ -206,6 +206,82 @@ static void test_full_queue_waits_but_not_for_the_dead_R9(void **state)
     queue_close(&server);
 }
 
+static void *put_one(void *arg)
+{
+    put(arg, 1, 512);
+    return NULL;
+}
+
+/* A server that is killed amid a change leaves no entry, and a lock that is one again. */
+static void test_death_with_the_lock_does_no_harm_R5(void **state)
+{
+    struct queue server, reader;
+    uint64_t head, next = 0;
+    struct error err;
+    pthread_t thread;
+    int status;
+    pid_t child;
+
+    (void)state;
+    assert_int_equal(queue_create(&server, queue_path, MIB, 0, 1, true, &err), 0);
+    assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+    queue_start(&reader);
+    child = fork();
+    if (child == 0) {
+        queue_begin(&server, ENTRY_WRITE, 512);
+        raise(SIGKILL);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    put(&server, 0, 512);
+    queue_lock(&reader, &head);
+    pthread_create(&thread, NULL, put_one, &server);
+    usleep(20000); /* for whoever does not wait */
+    assert_true(queue_head(&reader) == head);
+    queue_unlock(&reader);
+    pthread_join(thread, NULL);
+    take(&reader, queue_head(&reader), &next);
+    assert_int_equal(next, 2);
+    queue_close(&reader);
+    queue_close(&server);
+}
+
+/* What its sizes say is mapped: they must be those of the file. */
+static void test_wrong_queue_file_is_refused_R10(void **state)
+{
+    static const struct {
+        off_t octet, size; /* one of them is changed */
+    } cases[] = {{0, -1}, {8, -1}, {15, -1}, {-1, 0}, {-1, 100}, {-1, MIB},
+                 {-1, 4096 + MIB + 512 - 1}, {-1, 4096 + MIB + 512 + 1}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct queue server, reader;
+        struct queue other;
+        struct error err;
+        uint8_t octet;
+        int fd;
+
+        assert_int_equal(queue_create(&server, queue_path, MIB, 512, 1, true, &err), 0);
+        assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+        assert_int_equal(queue_open(&other, queue_path, &err), -1);
+        assert_non_null(strstr(err.text, "another remusd"));
+        queue_close(&reader);
+        queue_close(&server);
+        fd = open(queue_path, O_RDWR | O_CLOEXEC);
+        if (cases[i].octet >= 0) {
+            assert_int_equal(pread(fd, &octet, 1, cases[i].octet), 1);
+            octet ^= 1;
+            assert_int_equal(pwrite(fd, &octet, 1, cases[i].octet), 1);
+        } else {
+            assert_int_equal(ftruncate(fd, cases[i].size), 0);
+        }
+        close(fd);
+        assert_int_equal(queue_open(&reader, queue_path, &err), -1);
+        if (!strstr(err.text, "is no write queue"))
+            fail_msg("case %zu: %s", i, err.text);
+    }
+}
+
 static void nobody(void *arg)
 {
     (void)arg;
@@ -932,6 +1008,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_entries_are_checked_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_queue_keeps_order_and_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_full_queue_waits_but_not_for_the_dead_R9, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_death_with_the_lock_does_no_harm_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_wrong_queue_file_is_refused_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_page_is_a_block_only_as_the_backup_has_it_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_blocks_are_read_as_of_their_generation_R4_R5_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_epoch_ends_at_its_barrier_R5, set_up, tear_down),
