@@ -381,15 +381,22 @@ void queue_wait_pressed(struct queue *q, uint32_t *seen, unsigned ms)
     *seen = LOAD(&q->shared->pressed);
 }
 
-static size_t size_at(const struct queue *q, uint64_t at, unsigned *kind)
+/* Its head. */
+static struct entry entry_at(const struct queue *q, uint64_t at)
 {
     struct wire_reader r = wire_reader(q->data + at % q->capacity, ENTRY_HEAD);
-    uint32_t length;
+    struct entry e = {.kind = wire_get_u8(&r)};
 
-    *kind = wire_get_u8(&r);
-    wire_get(&r, 3);
-    length = wire_get_u32(&r);
-    return *kind == ENTRY_PAD ? length : entry_size(*kind, length);
+    e.disk = wire_get_u8(&r);
+    wire_get_u16(&r);
+    e.length = wire_get_u32(&r);
+    e.offset = wire_get_u64(&r);
+    return e;
+}
+
+static size_t ring_size(const struct entry *e)
+{
+    return e->kind == ENTRY_PAD ? e->length : entry_size(e->kind, e->length);
 }
 
 void queue_lock(struct queue *q, uint64_t *head)
@@ -405,16 +412,9 @@ void queue_unlock(struct queue *q)
 
 bool queue_touches(const struct queue *q, uint64_t from, uint64_t to, unsigned disk, uint64_t offset, uint32_t length)
 {
-    for (unsigned kind; from < to; from += size_at(q, from, &kind)) {
-        struct wire_reader r = wire_reader(q->data + from % q->capacity, ENTRY_HEAD);
-        unsigned of, k = wire_get_u8(&r);
-        uint64_t at, n;
-
-        of = wire_get_u8(&r);
-        wire_get_u16(&r);
-        n = wire_get_u32(&r);
-        at = wire_get_u64(&r);
-        if (k != ENTRY_PAD && of == disk && at < offset + length && offset < at + n)
+    for (struct entry e; from < to; from += ring_size(&e)) {
+        e = entry_at(q, from);
+        if (e.kind != ENTRY_PAD && e.disk == disk && e.offset < offset + length && offset < e.offset + e.length)
             return true;
     }
     return false;
@@ -423,20 +423,15 @@ bool queue_touches(const struct queue *q, uint64_t from, uint64_t to, unsigned d
 size_t queue_peek(struct queue *q, uint64_t limit, size_t max, const uint8_t **entries)
 {
     uint64_t tail = q->shared->tail, at;
-    unsigned kind;
+    struct entry e;
 
-    if (tail < limit) {
-        size_t pad = size_at(q, tail, &kind);
-
-        if (kind == ENTRY_PAD)
-            STORE(&q->shared->tail, tail += pad);
-    }
+    if (tail < limit && (e = entry_at(q, tail)).kind == ENTRY_PAD)
+        STORE(&q->shared->tail, tail += e.length);
     for (at = tail; at < limit;) {
-        size_t size = size_at(q, at, &kind);
-
-        if (kind == ENTRY_PAD || at + size - tail > max)
+        e = entry_at(q, at);
+        if (e.kind == ENTRY_PAD || at + ring_size(&e) - tail > max)
             break;
-        at += size;
+        at += ring_size(&e);
         if (at % q->capacity == 0)
             break;
     }
