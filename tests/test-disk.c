@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "common/clock.h"
 #include "common/fault.h"
 #include "disk/image.h"
 #include "disk/journal.h"
@@ -184,8 +185,10 @@ static void test_full_queue_waits_but_not_for_the_dead_R9(void **state)
     do
         queue_stats(&reader, &stats);
     while (stats.used_bytes < MIB - 2 * 65552);
-    while (next < 64)
+    usleep(250000); /* meanwhile it looks twice whether the reader lives */
+    for (uint64_t until = clock_ns() + 30 * NS_PER_S; next < 64 && clock_ns() < until;)
         take(&reader, queue_head(&reader), &next);
+    assert_int_equal(next, 64);
     pthread_join(thread, NULL);
     queue_stats(&reader, &stats);
     assert_true(stats.written_bytes == 64 * 65536);
