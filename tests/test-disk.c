@@ -136,6 +136,7 @@ static void test_queue_keeps_order_and_barrier_R5(void **state)
     struct queue server, reader;
     struct error err;
     uint64_t next = 0, head, number = 0, generation;
+    const uint8_t *first[2];
     unsigned seed = 1;
 
     (void)state;
@@ -155,6 +156,13 @@ static void test_queue_keeps_order_and_barrier_R5(void **state)
         assert_int_equal(next, number); /* all before the barrier, none behind it */
         number++;
     }
+    take(&reader, queue_head(&reader), &next);
+    for (unsigned i = 0; i < 2; i++) {
+        put(&server, number++, 512);
+        queue_peek(&reader, queue_head(&reader), MIB, &first[i]);
+        take(&reader, queue_head(&reader), &next);
+    }
+    assert_ptr_equal(first[0], first[1]); /* an empty ring is filled from its beginning */
     queue_close(&reader);
     queue_close(&server);
     assert_int_equal(queue_server(queue_path), 0);
