@@ -168,6 +168,72 @@ static void test_queue_keeps_order_and_barrier_R5(void **state)
     assert_int_equal(queue_server(queue_path), 0);
 }
 
+#define SIXTEENTH (MIB / 16 - ENTRY_HEAD) /* of data: its entry is exactly that of the ring */
+
+/* An entry that ends where the ring does, and one that does not fit there. */
+static void test_entries_at_the_end_of_the_ring_R5(void **state)
+{
+    struct queue server, reader;
+    uint64_t next = 0, number = 0, head;
+    const uint8_t *entries;
+    struct error err;
+
+    (void)state;
+    assert_int_equal(queue_create(&server, queue_path, MIB, 0, 1, true, &err), 0);
+    assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+    queue_start(&reader);
+    for (unsigned i = 0; i < 12; i++)
+        put(&server, number++, SIXTEENTH);
+    assert_int_equal(queue_peek(&reader, queue_head(&reader), MIB / 4, &entries), MIB / 4);
+    queue_done(&reader, MIB / 4);
+    next += 4;
+    for (unsigned i = 0; i < 8; i++)
+        put(&server, number++, SIXTEENTH);
+    assert_int_equal(queue_peek(&reader, queue_head(&reader), MIB, &entries), MIB / 4 * 3);
+    take(&reader, queue_head(&reader), &next);
+    assert_int_equal(next, 20);
+
+    for (unsigned i = 0; i < 15; i++)
+        put(&server, number++, SIXTEENTH);
+    assert_int_equal(queue_peek(&reader, queue_head(&reader), MIB / 4, &entries), MIB / 4);
+    queue_done(&reader, MIB / 4);
+    next += 4;
+    head = queue_head(&reader);
+    put(&server, number++, 2 * SIXTEENTH);
+    assert_true(queue_touches(&reader, head, queue_head(&reader), 0, (number - 1) * 512, 1));
+    assert_false(queue_touches(&reader, head, queue_head(&reader), 0, 0, 512)); /* what is skipped is no change */
+    take(&reader, queue_head(&reader), &next);
+    assert_int_equal(next, number);
+    queue_close(&reader);
+    queue_close(&server);
+}
+
+static void test_ranges_that_entries_touch_R5(void **state)
+{
+    struct queue server, reader;
+    struct error err;
+    uint64_t from, to;
+
+    (void)state;
+    assert_int_equal(queue_create(&server, queue_path, MIB, 0, 1, true, &err), 0);
+    assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+    queue_start(&reader);
+    from = queue_head(&reader);
+    put(&server, 90, 512);
+    put(&server, 4, 1024); /* 2048 to 3072 */
+    to = queue_head(&reader);
+    put(&server, 50, 512);
+    assert_true(queue_touches(&reader, from, to, 0, 2048, 1) && queue_touches(&reader, from, to, 0, 3071, 1));
+    assert_true(queue_touches(&reader, from, to, 0, 0, 65536) && queue_touches(&reader, from, to, 0, 2047, 2));
+    assert_false(queue_touches(&reader, from, to, 0, 2047, 1) || queue_touches(&reader, from, to, 0, 3072, 512));
+    assert_false(queue_touches(&reader, from, to, 1, 2048, 1024)); /* of another disk */
+    assert_true(queue_touches(&reader, from, to, 0, 90 * 512, 1));
+    assert_false(queue_touches(&reader, from, to, 0, 50 * 512, 512)); /* behind it */
+    assert_false(queue_touches(&reader, to, to, 0, 2048, 1024));
+    queue_close(&reader);
+    queue_close(&server);
+}
+
 static void *fill(void *arg)
 {
     for (uint64_t i = 0; i < 64; i++)
@@ -1018,6 +1084,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_entries_are_checked_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_queue_keeps_order_and_barrier_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_entries_at_the_end_of_the_ring_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_ranges_that_entries_touch_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_full_queue_waits_but_not_for_the_dead_R9, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_death_with_the_lock_does_no_harm_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_wrong_queue_file_is_refused_R10, set_up, tear_down),
