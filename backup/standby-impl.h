@@ -75,6 +75,12 @@ int standby_open_port(struct standby *s, struct error *err);
 /* Answers the primary that waits in s->offered, if any: WELCOME and s->link, or REFUSE. */
 void standby_take_offer(struct standby *s);
 void standby_refuse(struct link *link, int code, const struct error *err);
+/* Does it make sense at all; does it fit this host's section?  0, or a refusal.  From any thread. */
+int standby_check_hello(const struct proto_hello *hello, struct error *err);
+int standby_check_machine(const struct vm_config *cfg, const struct proto_hello *hello, struct error *err);
+int standby_check_disk_count(const struct vm_config *cfg, const struct proto_hello *hello, struct error *err);
+/* MACHINE, when the HELLO has announced one. */
+int standby_take_description(struct link *link, const struct proto_hello *hello, struct buffer *into, struct error *err);
 
 /* --- takeover.c --- */
 

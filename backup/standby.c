@@ -59,6 +59,8 @@ void standby_drop_replica(struct standby *s)
         s->replica->ops->close(s->replica);
     s->replica = NULL;
     drop_disks(s);
+    if (s->port && *s->cfg->vif && !s->learned.facts.vif_named && s->detector.state != DT_ACTIVE && s->port->ops->leave)
+        s->port->ops->leave(s->port); /* no other replica will have an interface of this name */
     if (s->port)
         s->port->ops->close(s->port);
     s->port = NULL;
@@ -443,6 +445,20 @@ int standby_discard(struct standby *s, struct error *err)
     s->want_discard = true;
     pthread_cond_signal(&s->changed);
     return 0;
+}
+
+int standby_may_forget(struct standby *s, bool active, struct error *err)
+{
+    SCOPED_LOCK(&s->lock);
+    enum detector_state state = s->published.state;
+
+    if (!s->offered && state == (active ? DT_ACTIVE : DT_WAITING))
+        return 0;
+    return state == DT_ACTIVE
+               ? error_set(err, "%s is active, it runs on this host: once it is certain that its old host does not run it any more, "
+                           "remusctl forget --active %s makes it free to be protected from here", s->cfg->name, s->cfg->name)
+               : error_set(err, "%s is %s on this host: only a VM that nobody protects here, and that does not run here, can be "
+                           "forgotten", s->cfg->name, detector_name(state));
 }
 
 void standby_stop(struct standby *s)

@@ -22,9 +22,15 @@ const char *standby_vm(const struct standby *s);
 /* A primary has said HELLO on this link.  Owns the link from here on; answers WELCOME or REFUSE itself. */
 void standby_offer(struct standby *s, struct link *link, const struct proto_hello *hello);
 
+/* The same with HELLO_PREFLIGHT.  Owns the link, and takes at most ten seconds. */
+void standby_answer_preflight(struct standby *s, struct link *link, const struct proto_hello *hello);
+
 /* The operator's word: take over, or throw the replica away.  Takes effect soon. */
 int standby_takeover(struct standby *s, struct error *err);
 int standby_discard(struct standby *s, struct error *err);
+
+/* -1 as long as a primary is here, a checkpoint is held, or the VM runs here; active: only if it does. */
+int standby_may_forget(struct standby *s, bool active, struct error *err);
 
 /* The object that remusctl(8) documents under "status". */
 json_t *standby_status(struct standby *s);

@@ -16,7 +16,7 @@
 #define HEARTBEAT_MAX_MS 10000u
 #define TIMEOUT_MAX_MS 600000u
 
-static int check_hello(struct standby *s, const struct proto_hello *hello, struct error *err)
+int standby_check_hello(const struct proto_hello *hello, struct error *err)
 {
     if (hello->required & ~FEATURES_KNOWN) {
         error_set(err, "the primary requires features %#" PRIx64 " that this backup has not",
@@ -32,20 +32,39 @@ static int check_hello(struct standby *s, const struct proto_hello *hello, struc
                   hello->session, hello->heartbeat_ms, hello->timeout_ms);
         return REFUSE_PROTOCOL;
     }
+    return 0;
+}
+
+int standby_check_machine(const struct vm_config *cfg, const struct proto_hello *hello, struct error *err)
+{
     /* Where a description comes, it tells the memory that the pages are numbers of. */
-    if (strcmp(hello->platform, s->cfg->platform) != 0 ||
-        (!(hello->features & FEATURE_MACHINE) && hello->pages * PAGE_SIZE != s->cfg->memory_bytes)) {
+    if (strcmp(hello->platform, cfg->platform) != 0 ||
+        (!(hello->features & FEATURE_MACHINE) && hello->pages * PAGE_SIZE != cfg->memory_bytes)) {
         error_set(err, "%s: the primary has platform %s and %" PRIu64 " MiB, the backup's section "
-                  "says %s and %" PRIu64 " MiB: make them equal", s->cfg->name, hello->platform,
-                  hello->pages * PAGE_SIZE >> 20, s->cfg->platform, s->cfg->memory_bytes >> 20);
-        return REFUSE_PROFILE;
-    }
-    if (hello->disk_count != s->cfg->disk_count) {
-        error_set(err, "%s: the primary has %u disks, the backup's section names %u: make them equal",
-                  s->cfg->name, hello->disk_count, s->cfg->disk_count);
+                  "says %s and %" PRIu64 " MiB: make them equal", cfg->name, hello->platform,
+                  hello->pages * PAGE_SIZE >> 20, cfg->platform, cfg->memory_bytes >> 20);
         return REFUSE_PROFILE;
     }
     return 0;
+}
+
+int standby_check_disk_count(const struct vm_config *cfg, const struct proto_hello *hello, struct error *err)
+{
+    if (hello->disk_count != cfg->disk_count) {
+        error_set(err, "%s: the primary has %u disks, the backup's section names %u: make them equal",
+                  cfg->name, hello->disk_count, cfg->disk_count);
+        return REFUSE_PROFILE;
+    }
+    return 0;
+}
+
+static int check_hello(const struct standby *s, const struct proto_hello *hello, struct error *err)
+{
+    int refusal = standby_check_hello(hello, err);
+
+    if (!refusal)
+        refusal = standby_check_machine(s->section, hello, err);
+    return refusal ? refusal : standby_check_disk_count(s->section, hello, err);
 }
 
 /* Who may protect this VM here, and start its guest there (R7). */
@@ -152,17 +171,18 @@ static int open_replica(struct standby *s, const struct proto_hello *hello,
 }
 
 /* MACHINE, which the primary sends right behind its HELLO. */
-static int take_description(struct standby *s, const struct proto_hello *hello, struct buffer *into,
-                            struct error *err)
+int standby_take_description(struct link *link, const struct proto_hello *hello, struct buffer *into,
+                             struct error *err)
 {
+    uint64_t deadline = clock_ns() + MACHINE_NS;
     struct record rec;
     enum link_result r;
 
     if (!(hello->features & FEATURE_MACHINE))
         return 0;
     do
-        r = link_recv(s->link, &rec, clock_ns() + MACHINE_NS, err);
-    while (r == LINK_RECORD && rec.type == PROTO_HEARTBEAT);
+        r = link_recv(link, &rec, deadline, err);
+    while (r == LINK_RECORD && rec.type == PROTO_HEARTBEAT && clock_ns() < deadline);
     if (r == LINK_CORRUPT)
         return -1;
     if (r != LINK_RECORD || rec.type != PROTO_MACHINE || rec.length > VM_DESCRIPTION_MAX)
@@ -202,7 +222,7 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
     /* Preparing the replica may take seconds; the primary sees that we live. */
     if (link_start_heartbeats(s->link, hello->heartbeat_ms * NS_PER_MS) < 0)
         return error_set(err, "cannot start a thread"), REFUSE_RESOURCES;
-    if (take_description(s, hello, &description, err) < 0)
+    if (standby_take_description(s->link, hello, &description, err) < 0)
         return REFUSE_PROTOCOL;
     if (start == START_ANEW) {
         standby_drop_replica(s);

@@ -16,10 +16,11 @@
 struct chan {
     const struct chan_ops *ops;
     char peer[64]; /* for messages: "10.78.0.2:7910" */
+    uint64_t send_until; /* clock_ns at which send gives up, with ETIMEDOUT; 0: never */
 };
 
 struct chan_ops {
-    /* Sends all of it, waiting as long as it takes.  0, or -1 with errno.  Changes the iovec. */
+    /* Sends all of it, waiting as long as it takes or send_until.  0, or -1 with errno.  Changes the iovec. */
     int (*send)(struct chan *c, struct iovec *iov, int count);
 
     /* 1 to len octets; 0 at the end of the stream; -1 with errno, ETIMEDOUT when `deadline` (clock_ns)

@@ -16,6 +16,8 @@
 #define FILE_MAX (1u << 20)
 #define RUN_DIR_MAX 80  /* leaves room for NAME.net in a sun_path of 108 octets */
 #define UNIX_PATH_MAX 107
+#define DIRECTORY_MAX 512
+#define DIRECTORY_WANT "an absolute path of at most 512 octets, without a quote"
 #define MIB (UINT64_C(1) << 20)
 
 /*
@@ -122,6 +124,12 @@ static int set_run_dir(const struct key *key, void *field, const char *value)
     if (value[0] != '/' || strlen(value) > RUN_DIR_MAX || strchr(value, ','))
         return -1;
     return take_string(field, value);
+}
+
+static int set_directory(const struct key *key, void *field, const char *value)
+{
+    (void)key;
+    return value[0] == '/' && !strchr(value, '\'') && strlen(value) <= DIRECTORY_MAX ? take_string(field, value) : -1;
 }
 
 static int set_address(const struct key *key, void *field, const char *value)
@@ -232,6 +240,7 @@ static int set_services(const struct key *key, void *field, const char *value)
 #define TOP(field) offsetof(struct config, field)
 #define VM(field) offsetof(struct vm_config, field)
 #define WORDS(...) .words = (const char *const[]){__VA_ARGS__, NULL}
+static const char *const netbuf_words[] = {"auto", "frames", "nfqueue", "plug", NULL}; /* as enum netbuf */
 #define ADDRESS_WANT "HOST:PORT or [IPV6]:PORT, PORT from 1 to 65535"
 
 _Static_assert(sizeof(enum degrade_policy) == sizeof(int), "set_enum writes an int");
@@ -239,6 +248,7 @@ _Static_assert(sizeof(enum degrade_policy) == sizeof(int), "set_enum writes an i
 static const struct key top_keys[] = {
     {"run-dir", set_run_dir, TOP(run_dir), "/run/remus",
      "an absolute path of at most 80 octets, without a comma", 0, 0, NULL},
+    {"state-dir", set_directory, TOP(state_dir), "/var/lib/remus", DIRECTORY_WANT, 0, 0, NULL},
     {"listen", set_address, TOP(listen), "0.0.0.0:7910", ADDRESS_WANT, 0, 0, NULL},
     {"log-level", set_enum, TOP(log_level), "info", "error, warning, info or debug", 0, 0,
      WORDS("error", "warning", "info", "debug")},
@@ -268,6 +278,7 @@ static const struct key vm_keys[] = {
     {"disk-reads", set_mib, VM(disk_reads_bytes), "4", "MiB", 0, 1024, NULL},
     {"disk-sync-rate", set_mib, VM(disk_sync_rate), "0", "MiB", 0, 65536, NULL},
     {"disk-journal", set_mib, VM(disk_journal_bytes), "256", "MiB", 16, 65536, NULL},
+    {"image-dir", set_directory, VM(image_dir), NULL, DIRECTORY_WANT, 0, 0, NULL},
     {"platform", set_word, VM(platform), "qemu", "qemu, xen or fake", 0, 0,
      WORDS("qemu", "xen", "fake")},
     {"memory", set_mib, VM(memory_bytes), "128", "MiB", 16, 4194304, NULL},
@@ -282,7 +293,7 @@ static const struct key vm_keys[] = {
     {"vif", set_interface, VM(vif), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
     {"nfqueue", set_number, VM(nfqueue), "0", "queues", 0, 65534, NULL},
     {"netbuf", set_enum, VM(netbuf), "auto", "auto, frames, nfqueue or plug", 0, 0,
-     WORDS("auto", "frames", "nfqueue", "plug")},
+     .words = netbuf_words},
     {"services", set_services, VM(services), NULL,
      "pgsql:PORT, mysql:PORT or dscp:MARK (1 to 63, once), at most 16 of them with blanks in between", 0, 0, NULL},
     {"open-when", set_enum, VM(open_when), "active", "active or in-transaction", 0, 0,
@@ -310,7 +321,9 @@ struct parse {
     struct error *err;
     bool failed;             /* err is set: the first error is the one to report */
     bool ended;              /* END_KEY was seen at the top level */
-    const cfg_t *section;    /* the vm section being read; cfg->vms[vm_count - 1] */
+    const struct vm_config *base; /* of a kept section: where it says nothing; NULL: the defaults */
+    const cfg_t *section;    /* being read ... */
+    struct vm_config *vm;    /* ... into this */
     int top_line[COUNT(top_keys)], vm_line[COUNT(vm_keys)]; /* where it was set; 0 = not */
     int args_line, disks_line;
 };
@@ -405,6 +418,66 @@ bool config_good_name(const char *name)
     return true;
 }
 
+/* Of vm_keys, one that only a section of its own can have. */
+static bool is_own_key(const char *name)
+{
+    static const char *const own[] = {"backup", "protect", "platform", "memory", "tap", "mac", "guest-bridge",
+                                      "vif", "nfqueue", "kernel", "initrd", "append"};
+
+    for (size_t i = 0; i < COUNT(own); i++)
+        if (strcmp(own[i], name) == 0)
+            return true;
+    return false;
+}
+
+static bool is_string(const struct key *key)
+{
+    return key->set != set_number && key->set != set_mib && key->set != set_bool && key->set != set_enum;
+}
+
+/* Of all keys that `others` has, `from` into `to`. */
+static int copy_settings(struct vm_config *to, const struct vm_config *from)
+{
+    for (size_t i = 0; i < COUNT(vm_keys); i++) {
+        const struct key *key = &vm_keys[i];
+        void *field = (char *)to + key->offset;
+        const void *value = (const char *)from + key->offset;
+
+        if (is_own_key(key->name))
+            continue;
+        if (is_string(key) && take_string(field, *(char *const *)value) < 0)
+            return -1;
+        if (!is_string(key))
+            memcpy(field, value, key->set == set_mib ? sizeof(uint64_t) : key->set == set_bool ? sizeof(bool) : sizeof(int));
+    }
+    return 0;
+}
+
+static int begin_section(cfg_t *section, struct vm_config *vm)
+{
+    if (set_defaults(vm_keys, COUNT(vm_keys), vm) < 0 || (parse->base && copy_settings(vm, parse->base) < 0))
+        return fail(section->line, NULL, "out of memory");
+    memset(parse->vm_line, 0, sizeof(parse->vm_line));
+    parse->args_line = parse->disks_line = 0;
+    parse->section = section;
+    parse->vm = vm;
+    return 0;
+}
+
+/* It describes no machine; platform xen is the one of which the fewest keys are missing then. */
+static int begin_others(cfg_t *section)
+{
+    struct config *cfg = parse->cfg;
+
+    if (cfg->others)
+        return fail(section->line, NULL, "there is an others section already; remove one");
+    cfg->others = calloc(1, sizeof(*cfg->others));
+    if (!cfg->others || begin_section(section, cfg->others) < 0 || take_string(&cfg->others->platform, "xen") < 0)
+        return fail(section->line, NULL, "out of memory");
+    snprintf(cfg->others->name, sizeof(cfg->others->name), "others");
+    return 0;
+}
+
 static int begin_vm(cfg_t *section)
 {
     struct config *cfg = parse->cfg;
@@ -422,19 +495,26 @@ static int begin_vm(cfg_t *section)
     vm = &vms[cfg->vm_count++];
     memset(vm, 0, sizeof(*vm));
     snprintf(vm->name, sizeof(vm->name), "%s", cfg_title(section));
-    if (set_defaults(vm_keys, COUNT(vm_keys), vm) < 0)
-        return fail(section->line, NULL, "out of memory");
-    memset(parse->vm_line, 0, sizeof(parse->vm_line));
-    parse->args_line = parse->disks_line = 0;
-    parse->section = section;
-    return 0;
+    return begin_section(section, vm);
 }
 
 static struct vm_config *vm_of(cfg_t *section)
 {
-    if (parse->section != section && begin_vm(section) < 0)
+    if (parse->section != section && (cfg_title(section) ? begin_vm(section) : begin_others(section)) < 0)
         return NULL;
-    return &parse->cfg->vms[parse->cfg->vm_count - 1];
+    return parse->vm;
+}
+
+/* Has the section a key that belongs in the other kind? */
+static int check_place(cfg_t *section, const char *name)
+{
+    bool others = parse->vm == parse->cfg->others;
+
+    if (others && (is_own_key(name) || strcmp(name, "disks") == 0 || strcmp(name, "qemu-args") == 0))
+        return fail(section->line, NULL, "others: %s is of one VM: it belongs in a section vm NAME", name);
+    if (!others && strcmp(name, "image-dir") == 0)
+        return fail(section->line, parse->vm, "image-dir belongs in the section others; here disks = {...} names the images");
+    return 0;
 }
 
 static int on_top_key(cfg_t *section, cfg_opt_t *opt)
@@ -450,7 +530,9 @@ static int on_vm_key(cfg_t *section, cfg_opt_t *opt)
 {
     struct vm_config *vm = vm_of(section);
 
-    for (size_t i = 0; vm && i < COUNT(vm_keys); i++)
+    if (!vm || check_place(section, opt->name) < 0)
+        return -1;
+    for (size_t i = 0; i < COUNT(vm_keys); i++)
         if (strcmp(opt->name, vm_keys[i].name) == 0)
             return set_key(&vm_keys[i], vm, vm, &parse->vm_line[i], section->line,
                            cfg_opt_getnstr(opt, 0));
@@ -462,7 +544,7 @@ static int list_element(cfg_t *section, cfg_opt_t *opt, const char *value, void 
 {
     struct vm_config *vm = vm_of(section);
 
-    if (!vm)
+    if (!vm || check_place(section, opt->name) < 0)
         return -1;
     if (cfg_opt_size(opt) == 1 && *set_at)
         return fail(section->line, vm, "%s is already set in line %d; remove one", opt->name, *set_at);
@@ -559,6 +641,7 @@ static int end_vm(cfg_t *top, cfg_opt_t *opt)
     vm->qemu_args = copy_list(section, "qemu-args");
     vm->disks = copy_list(section, "disks");
     vm->disk_count = cfg_size(section, "disks");
+    parse->section = NULL;
     if (!vm->qemu_args || !vm->disks)
         return fail(top->line, vm, "out of memory");
     if (strcmp(vm->platform, "xen") == 0 && line_of("memory", 0) == 0)
@@ -613,7 +696,7 @@ static int on_end(cfg_t *top, cfg_opt_t *opt)
 
 static int parse_text(const char *text)
 {
-    cfg_opt_t vm_opts[COUNT(vm_keys) + 3], opts[COUNT(top_keys) + 3];
+    cfg_opt_t vm_opts[COUNT(vm_keys) + 3], opts[COUNT(top_keys) + 4];
     cfg_t *conf;
     size_t i;
     int rc;
@@ -633,9 +716,11 @@ static int parse_text(const char *text)
     }
     opts[i] = (cfg_opt_t)CFG_SEC("vm", vm_opts, CFGF_MULTI | CFGF_TITLE | CFGF_NO_TITLE_DUPES);
     opts[i].validcb = end_vm;
-    opts[i + 1] = (cfg_opt_t)CFG_STR(END_KEY, NULL, CFGF_NONE);
-    opts[i + 1].validcb = on_end;
-    opts[i + 2] = (cfg_opt_t)CFG_END();
+    opts[i + 1] = (cfg_opt_t)CFG_SEC("others", vm_opts, CFGF_NODEFAULT);
+    opts[i + 1].validcb = end_vm;
+    opts[i + 2] = (cfg_opt_t)CFG_STR(END_KEY, NULL, CFGF_NONE);
+    opts[i + 2].validcb = on_end;
+    opts[i + 3] = (cfg_opt_t)CFG_END();
 
     conf = cfg_init(opts, CFGF_NONE);
     if (!conf)
@@ -648,9 +733,9 @@ static int parse_text(const char *text)
     return parse->failed ? -1 : 0;
 }
 
-int config_load(struct config *cfg, const char *path, struct error *err)
+static int load(struct config *cfg, const char *path, const struct vm_config *base, const char *run_dir, struct error *err)
 {
-    struct parse state = {.cfg = cfg, .path = path, .err = err};
+    struct parse state = {.cfg = cfg, .path = path, .err = err, .base = base};
     cleanup_free char *text = NULL;
     int rc = -1;
 
@@ -664,7 +749,7 @@ int config_load(struct config *cfg, const char *path, struct error *err)
     else
         rc = parse_text(text);
     for (size_t i = 0; rc == 0 && i < cfg->vm_count; i++)
-        if (take_string(&cfg->vms[i].run_dir, cfg->run_dir) < 0)
+        if (take_string(&cfg->vms[i].run_dir, run_dir ? run_dir : cfg->run_dir) < 0)
             rc = fail(0, NULL, "out of memory");
     parse = NULL;
     if (rc < 0)
@@ -672,11 +757,15 @@ int config_load(struct config *cfg, const char *path, struct error *err)
     return rc;
 }
 
+int config_load(struct config *cfg, const char *path, struct error *err)
+{
+    return load(cfg, path, NULL, NULL, err);
+}
+
 static void free_strings(const struct key *keys, size_t count, void *base)
 {
     for (size_t i = 0; i < count; i++)
-        if (keys[i].set != set_number && keys[i].set != set_mib && keys[i].set != set_bool &&
-            keys[i].set != set_enum)
+        if (is_string(&keys[i]))
             free(*(char **)((char *)base + keys[i].offset));
 }
 
@@ -687,19 +776,57 @@ static void free_list(char **list)
     free(list);
 }
 
+static void free_vm(struct vm_config *vm)
+{
+    free_strings(vm_keys, COUNT(vm_keys), vm);
+    free(vm->run_dir);
+    free_list(vm->qemu_args);
+    free_list(vm->disks);
+}
+
 void config_free(struct config *cfg)
 {
-    for (size_t i = 0; i < cfg->vm_count; i++) {
-        struct vm_config *vm = &cfg->vms[i];
-
-        free_strings(vm_keys, COUNT(vm_keys), vm);
-        free(vm->run_dir);
-        free_list(vm->qemu_args);
-        free_list(vm->disks);
-    }
+    for (size_t i = 0; i < cfg->vm_count; i++)
+        free_vm(&cfg->vms[i]);
     free(cfg->vms);
+    config_free_section(cfg->others);
     free_strings(top_keys, COUNT(top_keys), cfg);
     memset(cfg, 0, sizeof(*cfg));
+}
+
+struct vm_config *config_load_section(const struct config *cfg, const char *path, struct error *err)
+{
+    struct vm_config *vm = malloc(sizeof(*vm));
+    struct config alone;
+
+    if (!vm || load(&alone, path, cfg->others, cfg->run_dir, err) < 0) {
+        if (!vm)
+            error_set(err, "out of memory");
+        free(vm);
+        return NULL;
+    }
+    if (alone.vm_count == 1) {
+        *vm = alone.vms[0];
+        alone.vm_count = 0;
+    } else {
+        error_set(err, "%s: has %zu sections, want one", path, alone.vm_count);
+        free(vm);
+        vm = NULL;
+    }
+    config_free(&alone);
+    return vm;
+}
+
+void config_free_section(struct vm_config *vm)
+{
+    if (vm)
+        free_vm(vm);
+    free(vm);
+}
+
+const char *config_netbuf_name(enum netbuf netbuf)
+{
+    return netbuf_words[netbuf];
 }
 
 const struct vm_config *config_vm(const struct config *cfg, const char *name)

@@ -51,6 +51,7 @@ struct vm_config {
     /* disks */
     char **disks;             /* images, absolute paths, NULL-terminated */
     unsigned disk_count;      /* of them, at most CONFIG_DISKS_MAX */
+    char *image_dir;          /* only in `others`: where the backup makes images; "" = it does not */
     size_t disk_queue_bytes;  /* 32 MiB: primary's queue of writes */
     size_t disk_sync_rate;    /* octets a second of image, 0: no limit */
     size_t disk_reads_bytes;  /* 4 MiB: what the guest has read; 0: no read tracking */
@@ -87,10 +88,12 @@ struct vm_config {
 
 struct config {
     char *run_dir;            /* sockets, pid files; default /run/remus */
+    char *state_dir;          /* what must outlive the host; default /var/lib/remus */
     char *listen;             /* HOST:PORT of remus-backupd; default 0.0.0.0:7910 */
     int log_level;            /* enum log_level */
     struct vm_config *vms;
     size_t vm_count;
+    struct vm_config *others; /* settings of VMs that have no section; NULL: there is no `others` */
 };
 
 /*
@@ -100,6 +103,13 @@ struct config {
  */
 int config_load(struct config *cfg, const char *path, struct error *err);
 void config_free(struct config *cfg);
+
+/*
+ * The section of a VM that remusd.conf does not name, alone in a file of its own (common/kept.h); what it does not say is as in
+ * cfg's `others`.  NULL on failure.  cfg is left alone, and may go.
+ */
+struct vm_config *config_load_section(const struct config *cfg, const char *path, struct error *err);
+void config_free_section(struct vm_config *vm);
 
 /* Is this what a VM may be called?  (See CONFIG_NAME_MAX.) */
 bool config_good_name(const char *name);
@@ -117,6 +127,9 @@ const struct vm_config *config_vm(const struct config *cfg, const char *name);
  */
 #define CONFIG_SERVICES_MAX 16
 int config_next_service(const char **at, char protocol[16], uint16_t *value);
+
+/* As the key netbuf has it. */
+const char *config_netbuf_name(enum netbuf netbuf);
 
 /* Splits HOST:PORT ([V6]:PORT too) into two strings for getaddrinfo(3). */
 int config_split_address(const char *address, char host[256], char port[16], struct error *err);

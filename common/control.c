@@ -29,13 +29,18 @@ struct client {
     struct control *control;
     struct bufferevent *bev;
     struct client *next;
+    struct control_later *later; /* the reply to come */
     bool closing; /* once the reply is taken */
     bool eof;     /* sends nothing more */
 };
 
+struct control_later {
+    struct client *client; /* NULL: gone */
+};
+
 struct control {
     struct evconnlistener *listener;
-    struct client *clients;
+    struct client *clients, *serving;
     unsigned client_count, verb_count;
     struct verb verbs[VERBS_MAX];
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -173,6 +178,8 @@ static void client_free(struct client *client)
     while (*p != client)
         p = &(*p)->next;
     *p = client->next;
+    if (client->later)
+        client->later->client = NULL;
     client->control->client_count--;
     bufferevent_free(client->bev);
     free(client);
@@ -201,11 +208,14 @@ static void serve(struct client *client)
     size_t len;
     int rc;
 
-    if (evbuffer_get_length(bufferevent_get_output(client->bev)) > 0)
+    if (client->later || evbuffer_get_length(bufferevent_get_output(client->bev)) > 0)
         return;
     line = client->closing ? NULL : evbuffer_readln(in, &len, EVBUFFER_EOL_LF);
     if (line) {
+        client->control->serving = client;
         rc = run_request(client->control, line, len, &result, &err);
+        if (rc == CONTROL_LATER)
+            return;
     } else if (!client->closing && evbuffer_get_length(in) >= CONTROL_LINE_MAX) {
         rc = control_fail(&err, CONTROL_USAGE, "the request is longer than %u octets",
                           CONTROL_LINE_MAX);
@@ -217,6 +227,31 @@ static void serve(struct client *client)
         return;
     }
     if (send_reply(client, rc, result, &err) < 0)
+        client_free(client);
+}
+
+struct control_later *control_later(struct control *c)
+{
+    struct control_later *later = calloc(1, sizeof(*later));
+
+    if (later) {
+        later->client = c->serving;
+        c->serving->later = later;
+    }
+    return later;
+}
+
+void control_answer(struct control_later *later, int rc, json_t *result, const struct control_error *err)
+{
+    struct client *client = later->client;
+
+    free(later);
+    if (!client) {
+        json_decref(result);
+        return;
+    }
+    client->later = NULL;
+    if (send_reply(client, rc, result, err) < 0)
         client_free(client);
 }
 

@@ -45,8 +45,9 @@ struct control_error {
  * vm: a well-formed name, or NULL when the request has none.  args: an object, perhaps empty; check
  * it with json_unpack_ex(args, &e, 0, "{s:i !}", ...), whose '!' refuses what the verb does not
  * know. 0 with *result set (a new reference) or left NULL (the reply says null); or -1 with err
- * filled.
+ * filled.  Or CONTROL_LATER, when it has called control_later().
  */
+#define CONTROL_LATER 1
 typedef int (*control_handler)(void *arg, const char *vm, const json_t *args, json_t **result,
                                struct control_error *err);
 
@@ -61,6 +62,15 @@ struct control *control_new(struct event_base *base, const char *path, struct er
 
 /* verb: a string that stays.  The last one registered for a verb counts. */
 void control_register(struct control *c, const char *verb, control_handler handler, void *arg);
+
+/*
+ * For a handler whose answer takes longer: the client waits, without asking anything else, until control_answer() says in the
+ * event loop's thread what the handler would have, once, even when the client or the control socket is gone by then.
+ * Takes the reference to result.  NULL when there is no memory.
+ */
+struct control_later;
+struct control_later *control_later(struct control *c);
+void control_answer(struct control_later *later, int rc, json_t *result, const struct control_error *err);
 
 /* Drops the clients and removes the socket. */
 void control_free(struct control *c);

@@ -65,6 +65,11 @@ const char *link_peer(const struct link *l)
     return l->chan->peer;
 }
 
+void link_limit_sends(struct link *l, uint64_t deadline)
+{
+    l->chan->send_until = deadline;
+}
+
 static uint64_t record_checksum(const uint8_t *header, const struct iovec *body, int count)
 {
     XXH3_state_t state;

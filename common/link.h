@@ -40,6 +40,9 @@ int link_start_heartbeats(struct link *l, uint64_t heartbeat_ns);
 
 const char *link_peer(const struct link *l);
 
+/* From now on a send that has not ended at `deadline` (clock_ns) fails with ETIMEDOUT: for a peer that may never read. */
+void link_limit_sends(struct link *l, uint64_t deadline);
+
 /* One record with a body of `count` pieces (at most 3).  Waits as long as the peer does not read.  0, or -1 with errno. */
 int link_send(struct link *l, enum proto_type type, uint64_t epoch, const struct iovec *body,
               int count);

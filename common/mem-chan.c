@@ -36,6 +36,7 @@ static int mem_send(struct chan *c, struct iovec *iov, int count)
     struct mem_chan *m = (struct mem_chan *)c;
     struct pipe_pair *p = m->pair;
     struct ring *r = &p->ring[!m->end];
+    struct timespec until = {(time_t)(c->send_until / NS_PER_S), (long)(c->send_until % NS_PER_S)};
     SCOPED_LOCK(&p->lock);
 
     for (int i = 0; i < count; i++)
@@ -52,7 +53,12 @@ static int mem_send(struct chan *c, struct iovec *iov, int count)
             if (n > p->capacity - at)
                 n = p->capacity - at;
             if (n == 0) {
-                pthread_cond_wait(&p->changed, &p->lock);
+                if (!c->send_until) {
+                    pthread_cond_wait(&p->changed, &p->lock);
+                } else if (pthread_cond_timedwait(&p->changed, &p->lock, &until)) {
+                    errno = ETIMEDOUT;
+                    return -1;
+                }
                 continue;
             }
             memcpy(r->data + at, (char *)iov[i].iov_base + done, n);

@@ -16,12 +16,15 @@
 #define DISK_END_LEN 24
 #define HELLO_DISK 16
 #define COMPARED_FIXED 8
+#define PROBE_LEN 16
 #define COMPARED_RANGE 16
 
 _Static_assert(2 + 2 + 4 + 8 + 8 == PROTO_HEADER_LEN, "header as drawn");
 _Static_assert(8 + 2 + 2 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 8 == HELLO_FIXED, "HELLO as drawn");
-_Static_assert(HELLO_FIXED + 3 * 256 + 1 + CONFIG_DISKS_MAX * HELLO_DISK <= PROTO_SMALL_MAX,
+_Static_assert(HELLO_FIXED + sizeof(((struct proto_hello *)0)->vm) + sizeof(((struct proto_hello *)0)->platform) + 256 + 1 +
+                   CONFIG_DISKS_MAX * HELLO_DISK + 18 + 3 * (CONFIG_TAPLEN_MAX + 1) <= PROTO_SMALL_MAX,
                "HELLO fits");
+_Static_assert(2 * sizeof(((struct proto_lack *)0)->what) <= PROTO_SMALL_MAX, "LACK fits");
 _Static_assert(COMPARED_FIXED + COMPARED_RANGES * COMPARED_RANGE <= PROTO_SMALL_MAX, "COMPARED fits");
 
 static const char *const type_names[PROTO_TYPE_MAX + 1] = {
@@ -31,7 +34,7 @@ static const char *const type_names[PROTO_TYPE_MAX + 1] = {
     [PROTO_GOODBYE] = "GOODBYE",     [PROTO_HANDOVER] = "HANDOVER",
     [PROTO_ACTIVATED] = "ACTIVATED", [PROTO_DISK] = "DISK",       [PROTO_DISK_END] = "DISK_END",
     [PROTO_DISKS] = "DISKS",         [PROTO_COMPARED] = "COMPARED", [PROTO_MACHINE] = "MACHINE",
-    [PROTO_BLOCKS] = "BLOCKS",
+    [PROTO_BLOCKS] = "BLOCKS",     [PROTO_PROBE] = "PROBE",     [PROTO_LACK] = "LACK",
 };
 
 const char *proto_type_name(unsigned type)
@@ -61,10 +64,12 @@ void proto_put_header(uint8_t out[PROTO_HEADER_LEN], const struct proto_header *
     wire_put_uint(&w, header_check(out), 2);
 }
 
-static bool large(unsigned type)
+static uint32_t longest(unsigned type)
 {
-    return type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK ||
-           type == PROTO_MACHINE || type == PROTO_BLOCKS;
+    if (type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK ||
+        type == PROTO_MACHINE || type == PROTO_BLOCKS)
+        return PROTO_BODY_MAX;
+    return type == PROTO_PROBE ? PROTO_PROBE_MAX : PROTO_SMALL_MAX;
 }
 
 int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN], struct error *err)
@@ -80,7 +85,7 @@ int proto_get_header(struct proto_header *h, const uint8_t in[PROTO_HEADER_LEN],
     if (h->type == 0 || h->type > PROTO_TYPE_MAX)
         return error_set(err, "record of unknown type %u: is the peer a remusd of this version?",
                          h->type);
-    if (h->length > (large(h->type) ? PROTO_BODY_MAX : PROTO_SMALL_MAX))
+    if (h->length > longest(h->type))
         return error_set(err, "%s record of %" PRIu32 " octets is longer than allowed",
                          proto_type_name(h->type), h->length);
     if (check != header_check(in))
@@ -128,6 +133,12 @@ size_t proto_put_hello(uint8_t *out, const struct proto_hello *m)
             wire_put_uint(&w, m->disks[i].id, 8);
         }
     }
+    if (m->flags & HELLO_PREFLIGHT) {
+        wire_put_string(&w, m->mac);
+        wire_put_string(&w, m->guest_bridge);
+        wire_put_string(&w, m->vif);
+        wire_put_string(&w, m->netbuf);
+    }
     assert(!w.failed);
     return (size_t)(w.at - out);
 }
@@ -161,10 +172,18 @@ int proto_get_hello(struct proto_hello *m, const uint8_t *in, size_t len, struct
         if (!r.failed && (m->disks[i].size == 0 || m->disks[i].id == 0))
             return error_set(err, "HELLO with a disk of no size or no id");
     }
+    m->mac[0] = m->guest_bridge[0] = m->vif[0] = m->netbuf[0] = '\0';
+    if (m->flags & HELLO_PREFLIGHT) {
+        wire_get_string(&r, m->mac, sizeof(m->mac));
+        wire_get_string(&r, m->guest_bridge, sizeof(m->guest_bridge));
+        wire_get_string(&r, m->vif, sizeof(m->vif));
+        wire_get_string(&r, m->netbuf, sizeof(m->netbuf));
+    }
     /* A later version may append fields: what is left over is ignored. */
     if (r.failed)
         return error_set(err, "HELLO of %zu octets ends too early or has a string too long", len);
-    if (!printable(m->vm) || !printable(m->platform) || !printable(m->profile))
+    if (!printable(m->vm) || !printable(m->platform) || !printable(m->profile) || !printable(m->mac) ||
+        !printable(m->guest_bridge) || !printable(m->vif) || !printable(m->netbuf))
         return error_set(err, "HELLO with control characters in a name");
     return 0;
 }
@@ -331,14 +350,71 @@ void proto_get_block(struct proto_block *m, const uint8_t in[PROTO_BLOCK_LEN])
     m->hash = wire_get_u64(&r);
 }
 
-size_t proto_put_notice(uint8_t *out, unsigned code, const char *text)
+size_t proto_put_probe(uint8_t *out, const struct proto_probe *m)
 {
     struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    wire_put_uint(&w, m->received, 8);
+    wire_put_uint(&w, m->sent, 8);
+    return (size_t)(w.at - out);
+}
+
+int proto_get_probe(struct proto_probe *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    _Static_assert(8 + 8 == PROBE_LEN, "PROBE as drawn");
+    m->received = wire_get_u64(&r);
+    m->sent = wire_get_u64(&r);
+    if (!wire_reader_ok(&r))
+        return error_set(err, "PROBE of %zu octets, must have %d", len, PROBE_LEN);
+    return 0;
+}
+
+static void put_cut_string(struct wire_writer *w, const char *text)
+{
     char cut[256] = "";
 
     strncat(cut, text, sizeof(cut) - 1);
+    wire_put_string(w, cut);
+}
+
+size_t proto_put_lack(uint8_t *out, const char *what, const char *remedy)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
+    put_cut_string(&w, what);
+    put_cut_string(&w, remedy);
+    return (size_t)(w.at - out);
+}
+
+/* It goes into JSON too, which takes no half characters. */
+static void make_ascii(char *text)
+{
+    for (; *text; text++)
+        if (unprintable((unsigned char)*text) || (unsigned char)*text > 126)
+            *text = '?';
+}
+
+int proto_get_lack(struct proto_lack *m, const uint8_t *in, size_t len, struct error *err)
+{
+    struct wire_reader r = wire_reader(in, len);
+
+    wire_get_string(&r, m->what, sizeof(m->what));
+    wire_get_string(&r, m->remedy, sizeof(m->remedy));
+    if (!wire_reader_ok(&r))
+        return error_set(err, "LACK of %zu octets is malformed", len);
+    make_ascii(m->what);
+    make_ascii(m->remedy);
+    return 0;
+}
+
+size_t proto_put_notice(uint8_t *out, unsigned code, const char *text)
+{
+    struct wire_writer w = wire_writer(out, PROTO_SMALL_MAX);
+
     wire_put_uint(&w, code, 2);
-    wire_put_string(&w, cut);
+    put_cut_string(&w, text);
     return (size_t)(w.at - out);
 }
 

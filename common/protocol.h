@@ -20,7 +20,8 @@
 #define PROTO_HEADER_LEN 24
 #define PROTO_CHECKED 16 /* octets of it before the checksum */
 #define PROTO_BODY_MAX (2u << 20)   /* octets in one record's body */
-#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, blocks, state, net, disk, machine */
+#define PROTO_SMALL_MAX 1024        /* octets in the body of anything but pages, blocks, state, net, disk, machine, probe */
+#define PROTO_PROBE_MAX 65536u
 #define PROTO_PORT "7910"
 
 /* Types of records.  P: primary to backup, B: backup to primary. */
@@ -43,14 +44,17 @@ enum proto_type {
     PROTO_COMPARED = 16,  /* B: blocks of disks that were compared, and those that differ */
     PROTO_MACHINE = 17,   /* P: behind HELLO: the platform's description of the machine, opaque here */
     PROTO_BLOCKS = 18,    /* P: pages that are blocks of disks */
+    PROTO_PROBE = 19,     /* P: octets that measure the way; B: when they came */
+    PROTO_LACK = 20,      /* B: before WELCOME: a thing that is missing or differs */
 };
-#define PROTO_TYPE_MAX 18
+#define PROTO_TYPE_MAX 20
 
 #define FEATURE_DISK_CHECKS UINT64_C(2) /* CHECK entries in DISK, COMPARED, DISK_COMPARE in DISKS */
 #define FEATURE_MACHINE UINT64_C(4) /* MACHINE follows a HELLO without HELLO_QUERY */
 #define FEATURE_BLOCKS UINT64_C(8) /* BLOCKS */
 #define FEATURE_DISKS UINT64_C(16) /* DISK, DISK_END, DISKS; HELLO names the disks */
-#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_MACHINE | FEATURE_BLOCKS)
+#define FEATURE_PREFLIGHT UINT64_C(32) /* HELLO_PREFLIGHT, LACK, PROBE */
+#define FEATURES_KNOWN (FEATURE_DISKS | FEATURE_DISK_CHECKS | FEATURE_MACHINE | FEATURE_BLOCKS | FEATURE_PREFLIGHT)
 
 enum proto_refusal {
     REFUSE_PROTOCOL = 1,  /* malformed or out of order */
@@ -76,6 +80,7 @@ struct proto_header {
 #define HELLO_RESYNC 1u /* what changed since the last checkpoint is not known: send all again */
 #define HELLO_QUERY 2u  /* may the primary start the guest?  WELCOME or REFUSE, then the end */
 #define HELLO_HELD 4u   /* no output left since the last checkpoint that was acknowledged: it still counts */
+#define HELLO_PREFLIGHT 8u /* what would the backup lack?  Requires FEATURE_PREFLIGHT; nothing changes by it */
 
 /* How a link begins, for whoever keeps what came over the one before. */
 enum link_start {
@@ -103,6 +108,8 @@ struct proto_hello {
     char profile[256];
     unsigned disk_count;        /* at most CONFIG_DISKS_MAX; with FEATURE_DISKS */
     struct proto_disk disks[CONFIG_DISKS_MAX];
+    /* with HELLO_PREFLIGHT: what the sections must agree on; "" where there is none */
+    char mac[18], guest_bridge[CONFIG_TAPLEN_MAX + 1], vif[CONFIG_TAPLEN_MAX + 1], netbuf[CONFIG_TAPLEN_MAX + 1];
 };
 
 struct proto_welcome {
@@ -123,6 +130,7 @@ struct proto_disk_end {
     uint64_t digest;            /* proto_disk_digest() over these records, from 0 on */
 };
 
+#define DISK_SIZE_UNKNOWN UINT64_MAX /* in a HELLO with HELLO_PREFLIGHT: the image is not there yet */
 #define DISK_COMPARE UINT64_MAX /* in DISKS: an image of unknown content is there, compare before sending */
 
 struct proto_range {
@@ -147,6 +155,19 @@ struct proto_block {
     uint64_t generation;        /* of the last write to the block */
     uint32_t disk, block;       /* at block * PROTO_BLOCK_SIZE */
     uint64_t hash;              /* XXH3-64 of the content */
+};
+
+/* The backup's answer to a PROBE, nanoseconds of CLOCK_REALTIME. */
+struct proto_probe {
+    uint64_t received, sent;
+};
+
+#define PROTO_LACKS_MAX 32u  /* before one WELCOME */
+#define PROTO_PROBES_MAX 2048u /* on one connection */
+
+/* As preflight.h's. */
+struct proto_lack {
+    char what[256], remedy[256];
 };
 
 /* REFUSE and GOODBYE */
@@ -179,6 +200,12 @@ size_t proto_put_compared(uint8_t *out, const struct proto_compared *m);
 int proto_get_compared(struct proto_compared *m, const uint8_t *in, size_t len, struct error *err);
 size_t proto_put_block(uint8_t *out, const struct proto_block *m); /* one of them: PROTO_BLOCK_LEN octets */
 void proto_get_block(struct proto_block *m, const uint8_t in[PROTO_BLOCK_LEN]);
+size_t proto_put_probe(uint8_t *out, const struct proto_probe *m);
+int proto_get_probe(struct proto_probe *m, const uint8_t *in, size_t len, struct error *err);
+/* Texts that are too long are cut. */
+size_t proto_put_lack(uint8_t *out, const char *what, const char *remedy);
+/* What is not printable ASCII has become '?'. */
+int proto_get_lack(struct proto_lack *m, const uint8_t *in, size_t len, struct error *err);
 size_t proto_put_notice(uint8_t *out, unsigned code, const char *text);
 int proto_get_notice(struct proto_notice *m, const uint8_t *in, size_t len, struct error *err);
 

@@ -53,15 +53,16 @@ static int wait_for(int fd, short events, uint64_t deadline)
 static int tcp_send(struct chan *c, struct iovec *iov, int count)
 {
     struct tcp_chan *t = (struct tcp_chan *)c;
+    int flags = MSG_NOSIGNAL | (c->send_until ? MSG_DONTWAIT : 0);
 
     while (count > 0) {
         struct msghdr msg = {.msg_iov = iov, .msg_iovlen = (size_t)count};
-        ssize_t n = sendmsg(t->fd, &msg, MSG_NOSIGNAL);
+        ssize_t n = sendmsg(t->fd, &msg, flags);
 
         if (n < 0) {
             if (errno == EINTR)
                 continue;
-            if (errno != EAGAIN || wait_for(t->fd, POLLOUT, TIME_NEVER) < 0)
+            if (errno != EAGAIN || wait_for(t->fd, POLLOUT, c->send_until ? c->send_until : TIME_NEVER) < 0)
                 return -1;
             continue;
         }

@@ -10,7 +10,7 @@
 static const struct verb *const verbs[] = {
     &list_verb,     &status_verb,     &protect_verb, &unprotect_verb,
     &takeover_verb, &switchover_verb, &discard_verb, &set_verb,    &verify_verb,
-    &preflight_verb,
+    &preflight_verb, &forget_verb,
 };
 #define VERB_COUNT (sizeof(verbs) / sizeof(*verbs))
 
@@ -21,7 +21,7 @@ static void usage(FILE *out)
           "Asks remusd and remus-backupd of this host, and tells them what to do.\n\n",
           out);
     for (size_t i = 0; i < VERB_COUNT; i++)
-        fprintf(out, "  %-10s %-15s %s\n", verbs[i]->name, verbs[i]->args, verbs[i]->help);
+        fprintf(out, "  %-10s %-24s %s\n", verbs[i]->name, verbs[i]->args, verbs[i]->help);
     fputs("\n"
           "  -R, --run-dir DIR   run-dir of the daemons; default $REMUS_RUN_DIR or /run/remus\n"
           "  -s, --socket PATH   ask only the daemon that listens on PATH\n"
@@ -62,7 +62,9 @@ static int run(const struct ctl *ctl, int argc, char **argv, struct failure *f)
     if (argc < verb->min_args || argc > verb->max_args)
         return fail(f, STATUS_USAGE, "usage", "usage: remusctl %s %s", verb->name, verb->args);
     for (int i = 0; i < argc; i++)
-        if (strncmp(argv[i], "-", 1) != 0) {
+        if (strcmp(argv[i], "--to") == 0) {
+            i++;
+        } else if (strncmp(argv[i], "-", 1) != 0) {
             if (!config_good_name(argv[i]))
                 return fail(f, STATUS_USAGE, "usage", "\"%s\" is not the name of a VM", argv[i]);
             break;

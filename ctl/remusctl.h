@@ -55,7 +55,7 @@ struct verb {
 };
 
 extern const struct verb list_verb, status_verb, protect_verb, unprotect_verb, takeover_verb,
-    switchover_verb, discard_verb, set_verb, verify_verb, preflight_verb;
+    switchover_verb, discard_verb, set_verb, verify_verb, preflight_verb, forget_verb;
 
 /* client.c.  Each returns 0 or f->status. */
 int fail(struct failure *f, int status, const char *code, const char *fmt, ...)

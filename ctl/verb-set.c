@@ -29,5 +29,5 @@ static int set(const struct ctl *ctl, int argc, char **argv, struct failure *f)
 }
 
 const struct verb set_verb = {"set", "VM interval MS",
-                              "change the time between checkpoints, until remusd restarts", 3, 3,
+                              "change the time between checkpoints for now", 3, 3,
                               set};

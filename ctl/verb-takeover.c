@@ -41,9 +41,9 @@ static int discard(const struct ctl *ctl, int argc, char **argv, struct failure 
 }
 
 const struct verb takeover_verb = {
-    "takeover", "VM", "on the backup host: run VM there, its primary is lost", 1, 1, takeover};
+    "takeover", "VM", "on the backup: run VM there, its primary is lost", 1, 1, takeover};
 const struct verb switchover_verb = {
-    "switchover", "VM", "on the primary host: move VM to its backup, losing nothing", 1, 1,
+    "switchover", "VM", "on the primary: move VM to its backup, no loss", 1, 1,
     switchover};
 const struct verb discard_verb = {
-    "discard", "VM", "on the backup host: throw away the replica of a lost primary", 1, 1, discard};
+    "discard", "VM", "on the backup: throw away a lost primary's replica", 1, 1, discard};

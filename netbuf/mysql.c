@@ -259,10 +259,6 @@ static unsigned command(struct mysql *m, const uint8_t *body, size_t kept, bool 
         break;
     case CHANGE_USER:
         answer = AUTHENTICATED;
-        memset(m->plain, 0, sizeof(m->plain));
-        break;
-    case RESET_CONNECTION:
-        memset(m->plain, 0, sizeof(m->plain));
         break;
     case INIT_DB:
     case REFRESH:
@@ -272,6 +268,7 @@ static unsigned command(struct mysql *m, const uint8_t *body, size_t kept, bool 
     case DEBUG:
     case PING:
     case SET_OPTION:
+    case RESET_CONNECTION:
         break;
     case BINLOG_DUMP:
     case REGISTER_SLAVE:
@@ -564,7 +561,6 @@ static size_t take(struct mysql *m, struct side *s, judge_fn *judge, const uint8
         begin_packet(s);
         if (s->left > 0)
             return 1;
-        n = 0;
     } else {
         if (len > s->left)
             len = s->left;
@@ -585,7 +581,7 @@ static size_t take(struct mysql *m, struct side *s, judge_fn *judge, const uint8
     }
     if (s->left == 0)
         s->have = 0;
-    return s->length == 0 ? 1 : n;
+    return n;
 }
 
 static unsigned follow(struct mysql *m, struct side *s, judge_fn *judge, const uint8_t *data,

@@ -66,6 +66,7 @@ struct nfqueue_port {
     struct gate_port g;
     int raw, raw4, raw6; /* to send with: a bridge's frames, a router's packets */
     int bridge;          /* its index, 0: the packets are routed */
+    char name[CONFIG_TAPLEN_MAX + 1]; /* of the guest's interface */
 
     /* under g.lock */
     struct queue from_guest, to_guest;
@@ -529,6 +530,31 @@ static void nfqueue_free(struct nfqueue_port *f)
     free(f);
 }
 
+/* 0, or errno, or -1: nft has said why not. */
+static int run_nft(char *rules)
+{
+    char *argv[] = {"nft", rules, NULL}, *no_environment[] = {NULL};
+    int status = -1, rc;
+    pid_t pid;
+
+    rc = posix_spawnp(&pid, argv[0], NULL, NULL, argv, no_environment);
+    while (rc == 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
+        ;
+    return rc ? rc : status ? -1 : 0;
+}
+
+/* There may be no such table: only one that is there can be deleted. */
+#define NO_TABLES "add table bridge remus-%s; delete table bridge remus-%s; add table inet remus-%s; delete table inet remus-%s;"
+
+static void nfqueue_leave(struct port *p)
+{
+    const char *v = of(p)->name;
+    char rules[512];
+
+    snprintf(rules, sizeof(rules), NO_TABLES, v, v, v, v);
+    run_nft(rules);
+}
+
 static void nfqueue_close(struct port *p)
 {
     struct nfqueue_port *f = of(p);
@@ -546,6 +572,7 @@ static const struct port_ops nfqueue_ops = {
     .pass = gate_port_pass,
     .activate = gate_port_activate,
     .stats = nfqueue_stats,
+    .leave = nfqueue_leave,
     .close = nfqueue_close,
 };
 
@@ -553,24 +580,21 @@ static const struct port_ops nfqueue_ops = {
 static int make_rules(const struct nfqueue_port_config *cfg, bool bridged, struct error *err)
 {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_";
-    char rules[1024], *argv[] = {(char *)"nft", rules, NULL}, *no_environment[] = {NULL};
     const char *v = cfg->vif;
-    int rc, status = -1;
-    pid_t pid;
+    char rules[1024];
+    int rc;
 
-    if (!*v || strspn(v, letters) != strlen(v))
+    if (!*v || strlen(v) > CONFIG_TAPLEN_MAX || strspn(v, letters) != strlen(v))
         return error_set(err, "vif '%s': want letters, digits, '.', '-' and '_'", v);
     snprintf(rules, sizeof(rules),
-             "add table bridge remus-%s; delete table bridge remus-%s; add table inet remus-%s; delete table inet remus-%s;"
+             NO_TABLES
              "table %s remus-%s { chain out { type filter hook prerouting priority -350; iifname \"%s\" queue num %u; };"
              " chain in { type filter hook postrouting priority 350; oifname \"%s\" queue num %u; }; }",
              v, v, v, v, bridged ? "bridge" : "inet", v, v, cfg->queue, v, cfg->queue + 1u);
-    rc = posix_spawnp(&pid, argv[0], NULL, NULL, argv, no_environment);
-    while (rc == 0 && waitpid(pid, &status, 0) < 0 && errno == EINTR)
-        ;
-    if (rc == 0 && status == 0)
+    rc = run_nft(rules);
+    if (rc == 0)
         return 0;
-    if (rc)
+    if (rc > 0)
         error_set(err, "vif %s: cannot run nft: %s; install nftables", v, strerror(rc));
     else
         error_set(err, "vif %s: nft did not take the rules for its packets (see above); does this kernel have "
@@ -606,6 +630,7 @@ int nfqueue_port_open(struct port **out, const struct nfqueue_port_config *cfg, 
         error_set(err, "nfqueue port: %s", strerror(ENOMEM));
         goto fail;
     }
+    snprintf(f->name, sizeof(f->name), "%s", cfg->vif);
     if (gate_port_open(&f->g, cfg->mac, cfg->queue_bytes, cfg->services, cfg->open_active, err) < 0 ||
         open_senders(f, cfg->bridge, err) < 0 ||
         open_queue(&f->from_guest, cfg->queue, cfg->queue_bytes, err) < 0 ||

@@ -26,7 +26,6 @@ static void parse_tcp(struct packet *p, const uint8_t *tcp, size_t len)
 {
     size_t header;
 
-    p->tcp = PACKET_TCP_UNPLACED;
     if (len < TCP_HEADER)
         return;
     header = (size_t)(tcp[12] >> 4) * 4;

@@ -389,6 +389,24 @@ static void plug_free(struct plug_port *f)
     free(f);
 }
 
+/* What it still holds is lost. */
+static void plug_leave(struct port *p)
+{
+    struct plug_port *f = of(p);
+    struct rtnl_link *link;
+
+    pthread_mutex_lock(&f->g.lock);
+    if (f->vif_index)
+        delete_filter(f, f->vif_index, 1);
+    link = rtnl_link_alloc();
+    if (link) {
+        rtnl_link_set_name(link, f->ifb);
+        rtnl_link_delete(f->nl, link);
+        rtnl_link_put(link);
+    }
+    pthread_mutex_unlock(&f->g.lock);
+}
+
 static void plug_close(struct port *p)
 {
     struct plug_port *f = of(p);
@@ -405,6 +423,7 @@ static const struct port_ops plug_ops = {
     .pass = plug_pass,
     .activate = plug_activate,
     .stats = plug_stats,
+    .leave = plug_leave,
     .close = plug_close,
 };
 

@@ -78,6 +78,9 @@ struct port_ops {
     int (*activate)(struct port *p, const uint8_t *net_state, size_t len, struct error *err);
 
     void (*stats)(struct port *p, struct port_stats *stats);
+
+    /* Optional, ahead of close: takes away what would hold the guest's packets when nobody has the port open. */
+    void (*leave)(struct port *p);
     void (*close)(struct port *p);
 };
 

@@ -210,6 +210,8 @@ void protection_close_guest(struct protection *p)
 {
     EVENT(p, p->ready = p->can_verify = false);
     p->vm->ops->close(p->vm);
+    if (*p->cfg->vif && !p->learned.facts.vif_named && p->port->ops->leave)
+        p->port->ops->leave(p->port); /* no other guest will have an interface of this name */
     p->port->ops->close(p->port);
     EVENT(p, engine_close(&p->engine));
     p->vm = NULL;

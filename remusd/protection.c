@@ -10,10 +10,10 @@
 #include "common/clock.h"
 #include "common/fault.h"
 #include "common/log.h"
+#include "common/run-file.h"
 #include "common/urgent.h"
 #include "disk/server.h"
 #include "protection-impl.h"
-#include "vm/preflight.h"
 
 #define GOODBYE_NS NS_PER_S
 #define REOPEN_NS (5 * NS_PER_S)
@@ -217,29 +217,6 @@ static enum vm_health health_in_the_end(struct protection *p)
     return health;
 }
 
-/* Brings the backup so far that the next checkpoint can make it a replica. */
-static bool synchronise(struct protection *p)
-{
-    struct engine *e = &p->engine;
-    struct error err;
-
-    if (!disks_synchronised(p))
-        return false;
-    if (!p->committed && engine_precopy(e, &err) < 0) {
-        if (!guest_gone(p, health_in_the_end(p)))
-            engine_end_link(e, LINK_LOST, "%s", err.text);
-        return false;
-    }
-    if (protection_save_identity(p, "held", &err) < 0) {
-        engine_end_link(e, LINK_LOST, "%s", err.text);
-        return false;
-    }
-    p->held_before = p->lc.held;
-    EVENT(p, lifecycle_first_checkpoint(&p->lc));
-    p->synchronised = true;
-    return true;
-}
-
 /*
  * The guest is well but takes no checkpoints for now.  The backup is told not to take over, and all of it begins again: what the
  * guest sends stays held, if it ever was.
@@ -256,6 +233,33 @@ static void give_up_unwilling(struct protection *p, const struct error *why)
     }
     EVENT(p, lifecycle_link_lost(&p->lc, clock_ns()));
     EVENT(p, lifecycle_refused(&p->lc, clock_ns()));
+}
+
+/* Brings the backup so far that the next checkpoint can make it a replica. */
+static bool synchronise(struct protection *p)
+{
+    struct engine *e = &p->engine;
+    struct error err;
+
+    if (!disks_synchronised(p))
+        return false;
+    if (!p->committed && engine_precopy(e, &err) < 0) {
+        if (guest_gone(p, health_in_the_end(p)))
+            return false;
+        if (p->vm->unwilling)
+            give_up_unwilling(p, &err);
+        else
+            engine_end_link(e, LINK_LOST, "%s", err.text);
+        return false;
+    }
+    if (protection_save_identity(p, "held", &err) < 0) {
+        engine_end_link(e, LINK_LOST, "%s", err.text);
+        return false;
+    }
+    p->held_before = p->lc.held;
+    EVENT(p, lifecycle_first_checkpoint(&p->lc));
+    p->synchronised = true;
+    return true;
 }
 
 /*
@@ -648,12 +652,33 @@ const char *protection_vm(const struct protection *p)
     return p->cfg->name;
 }
 
-json_t *protection_preflight(const struct protection *p)
+const char *protection_backup(const struct protection *p)
 {
-    return preflight(p->section, true);
+    return p->section->backup;
 }
 
-void protection_stop(struct protection *p)
+int protection_may_forget(struct protection *p, struct error *err)
+{
+    SCOPED_LOCK(&p->engine.lock);
+    enum lifecycle_state state = p->lc.state;
+
+    if (p->lc.held || (p->ready && (state == LC_CONNECTING || state == LC_SYNCING)))
+        return error_set(err, "%s is %s: remusctl unprotect %s first", p->cfg->name, lifecycle_name(state), p->cfg->name);
+    return 0;
+}
+
+void protection_preflight(struct protection *p, const struct vm_config **cfg, double *needs)
+{
+    const struct engine *e = &p->engine;
+    SCOPED_LOCK(&p->engine.lock);
+
+    *cfg = p->section;
+    *needs = p->lc.state == LC_PROTECTED && e->stats.checkpoints > 1
+                 ? (double)e->stats.sent[0] / (double)e->stats.checkpoints * 1e9 / (double)e->pacer.interval
+                 : 0;
+}
+
+void protection_stop(struct protection *p, bool forget)
 {
     struct error err;
 
@@ -661,6 +686,10 @@ void protection_stop(struct protection *p)
         return;
     protection_request(p, REQUEST_STOP, &err);
     pthread_join(p->thread, NULL);
+    if (forget)
+        run_file_remove(p->cfg, ".guest");
+    if (p->port && forget && p->port->ops->leave)
+        p->port->ops->leave(p->port);
     if (p->port)
         p->port->ops->close(p->port);
     if (p->vm)

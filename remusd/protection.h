@@ -37,9 +37,16 @@ const char *protection_vm(const struct protection *p);
 
 /* The object that remusctl(8) documents under "status". */
 json_t *protection_status(struct protection *p);
-json_t *protection_preflight(const struct protection *p); /* vm/preflight.h */
+/* HOST:PORT of the backup. */
+const char *protection_backup(const struct protection *p);
 
-/* Requests the stop and waits for it. */
-void protection_stop(struct protection *p);
+/* -1 as long as it holds what the guest sends, or may: then stopping it would leave the guest so. */
+int protection_may_forget(struct protection *p, struct error *err);
+
+/* What preflight_both() (preflight.h) is to be asked.  At least two checkpoints must have been sent for `needs'. */
+void protection_preflight(struct protection *p, const struct vm_config **cfg, double *needs);
+
+/* Requests the stop and waits for it.  forget: for good, and what the guest sends goes its own way from now on. */
+void protection_stop(struct protection *p, bool forget);
 
 #endif

@@ -294,6 +294,19 @@ void check_killed(struct net *n)
     close(ready[1]);
 }
 
+void check_leave(struct net *n)
+{
+    open_port(n);
+    n->port->ops->pass(n->port);
+    guest_sends_range(n, 0, 10, false);
+    client_gets_range(n, 0, 10, false);
+    n->port->ops->leave(n->port);
+    n->port->ops->close(n->port);
+    n->port = NULL;
+    guest_sends_range(n, 10, 20, false);
+    client_gets_range(n, 10, 20, false);
+}
+
 void check_announced(struct net *n)
 {
     struct pollfd p = {.fd = n->client, .events = POLLIN};

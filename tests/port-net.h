@@ -40,6 +40,8 @@ void await_held(struct net *n, uint64_t frames);
 
 /* R1: nothing gets out when the daemon dies, nor while there is none. */
 void check_killed(struct net *n);
+/* The guest's network is its own again, and stays so without a port. */
+void check_leave(struct net *n);
 /* At a takeover the guest's station is announced. */
 void check_announced(struct net *n);
 /* Large segments go through: TCP between kernels that leave the cutting to the device. */

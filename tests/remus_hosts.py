@@ -28,7 +28,7 @@ import traceback
 BUILD = os.environ.get("top_builddir", ".")
 TYPES = ("", "HELLO", "WELCOME", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "ACK", "GOODBYE",
          "HANDOVER", "ACTIVATED", "DISK", "DISK_END", "DISKS", "COMPARED", "MACHINE",
-         "BLOCKS")
+         "BLOCKS", "PROBE", "LACK")
 SLOW = int(os.environ.get("REMUS_TEST_SLOW", 1))  # how much slower the build under test is, with a sanitizer
 PATIENCE = 60 * SLOW  # seconds that anything may take on a busy machine
 SLOTS = max(1, 3 * os.cpu_count() // SLOW)  # tests that run at a time, in all programs of a build together
@@ -192,9 +192,10 @@ class Host:
 
     def try_status(self):
         try:
-            return self.do("status")
+            reply = self.request("status")
         except OSError:
             return None
+        return reply["result"] if reply["ok"] else {"state": reply["code"]}
 
     def state(self):
         status = self.try_status()

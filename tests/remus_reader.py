@@ -145,11 +145,12 @@ PAGE = 4096
 NAMES = {1: "HELLO", 2: "WELCOME", 3: "REFUSE", 4: "HEARTBEAT", 5: "PAGES", 6: "STATE", 7: "NET",
          8: "END", 9: "ACK", 10: "GOODBYE", 11: "HANDOVER", 12: "ACTIVATED",
          13: "DISK", 14: "DISK_END", 15: "DISKS", 16: "COMPARED", 17: "MACHINE",
-         18: "BLOCKS"}
+         18: "BLOCKS", 19: "PROBE", 20: "LACK"}
 LARGE = {"PAGES", "STATE", "NET", "DISK", "MACHINE", "BLOCKS"}
 SENT_BY = {"primary": {"HELLO", "REFUSE", "HEARTBEAT", "PAGES", "STATE", "NET", "END", "GOODBYE",
-                       "HANDOVER", "DISK", "DISK_END", "MACHINE", "BLOCKS"},
-           "backup": {"DISKS", "COMPARED", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED"}}
+                       "HANDOVER", "DISK", "DISK_END", "MACHINE", "BLOCKS", "PROBE"},
+           "backup": {"DISKS", "COMPARED", "WELCOME", "REFUSE", "HEARTBEAT", "ACK", "GOODBYE", "ACTIVATED", "PROBE",
+                      "LACK"}}
 REFUSALS = {1: "protocol", 2: "version", 3: "feature", 4: "unknown VM", 5: "busy", 6: "resources",
             7: "profile", 8: "active", 9: "later", 10: "corrupt"}
 CODINGS = {0: "stored", 1: "lz4", 2: "zstd"}
@@ -231,7 +232,7 @@ class Reader:
             self.changes += len(body)
             self.changes_digest = xxh3_64(struct.pack(">QQ", self.changes_digest, checksum))
         lines = getattr(self, "on_" + name.lower())(epoch, body)
-        if name not in ("HEARTBEAT", "DISKS"):  # a backup may say that it lives before it says WELCOME
+        if name not in ("HEARTBEAT", "DISKS", "LACK"):  # a backup may say that it lives before it says WELCOME
             self.first = False
         return lines
 
@@ -258,11 +259,29 @@ class Reader:
             self.disks = [(c.uint(8), c.uint(8)) for _ in range(c.uint(1))]
             if len(self.disks) > 8 or any(0 in d for d in self.disks):
                 raise Bad("disks that make no sense")
-        words = [w for bit, w in ((1, "resync"), (2, "query")) if flags & bit] or ["none"]
+        more = []
+        if flags & 8:
+            more = [", ".join(f"{key} '{value}'" for key, value in zip(
+                ("mac", "guest-bridge", "vif", "netbuf"), (c.string(17), c.string(15), c.string(15), c.string(15))))]
+        words = [w for bit, w in ((1, "resync"), (2, "query"), (8, "preflight")) if flags & bit] or ["none"]
         return [f"versions {low} to {high}, features {features:#x}, required {required:#x}",
                 f"session {session:016x}, flags {' '.join(words)}",
                 f"{pages} pages of {size}, heartbeat {beat} ms, timeout {timeout} ms",
-                f"vm '{vm}', platform '{platform}', profile '{profile}'"]
+                f"vm '{vm}', platform '{platform}', profile '{profile}'"] + more
+
+    def on_probe(self, epoch, body):
+        if self.who == "primary":
+            return [f"{len(body)} octets"]
+        c = Cursor(body)
+        received, sent = c.uint(8), c.uint(8)
+        c.end()
+        return [f"received at {received}, sent at {sent}"]
+
+    def on_lack(self, epoch, body):
+        c = Cursor(body)
+        texts = ["".join(ch if " " <= ch <= "~" else "?" for ch in c.string()) for _ in range(2)]
+        c.end()
+        return texts
 
     def on_welcome(self, epoch, body):
         c = Cursor(body)
@@ -465,7 +484,7 @@ def read(data, out):
         name = NAMES.get(kind)
         if not name:
             raise Bad(f"octet {at}: unknown type {kind}")
-        if length > (2 << 20 if name in LARGE else 1024):
+        if length > (2 << 20 if name in LARGE else 1 << 16 if name == "PROBE" else 1024):
             raise Bad(f"octet {at}: {name} of {length} octets is too long")
         if check(kind, length, epoch) != guard:
             raise Bad(f"octet {at}: {name}: header check {guard:04x} is wrong")

@@ -268,7 +268,26 @@ def test_preflight_shows_everything_that_is_missing():
     assert daemon.requests == [{"format": 1, "verb": "preflight", "vm": "db1"}]
     assert json.loads(expect(remusctl("--json", "preflight", "db1"), 1)[1])["vms"] == [knows_it]
     knows_it["lacks"] = []
-    expect(remusctl("preflight", "db1"), 0, "nothing is missing")
+    expect(remusctl("preflight", "db1"), 0, "nothing is missing on this host")
+
+
+def test_preflight_over_the_link():
+    both = {"vm": "db1", "role": "primary", "platform": "xen", "backup": "b2:7910", "lacks": [
+        {"host": "backup", "what": "there is no bridge br9", "remedy": "ip link add"},
+        {"host": "link", "what": "the clock is wrong", "remedy": "chrony"}],
+            "link": {"round_trip_ms": 0.25, "clock_ahead_ms": -300.0, "mib_s": 99.5}}
+    daemon, backupd = with_daemons(lambda request: ok(both), lambda request: error("unknown-vm", "no"))
+    expect(remusctl("preflight", "db1", "--to", "b2"), 1, "db1 (backup): there is no bridge br9", "db1 (link): the clock",
+           "0.25 ms", "99.5 MiB/s", "300.0 ms behind")
+    assert daemon.requests == [{"format": 1, "verb": "preflight", "vm": "db1", "args": {"to": "b2"}}]
+    assert backupd.requests == []
+    both["lacks"] = []
+    expect(remusctl("preflight", "db1"), 0, "nothing is missing on either host")
+    for words in (("db1", "--to"), ("db1", "b2"), ("db1", "--for", "b2"), ("--to", "b2")):
+        assert remusctl("preflight", *words)[0] == 2, words
+    daemon.close()
+    with_daemons(lambda request: ok(5))
+    expect(remusctl("preflight", "db1", "--to", "b2"), 4)
 
 
 def script(verb, before, after, then=None):

@@ -20,7 +20,7 @@ EXAMPLES = {
     "services": '"pgsql:5432" tap = tap0 mac = "52:54:00:12:34:56"',
     "guest-bridge": 'br1 tap = tap0 mac = "52:54:00:12:34:56" platform = xen',
     "vif": 'db1 mac = "52:54:00:12:34:56" platform = xen',
-    "mac": '"52:54:00:12:34:56"', "kernel": "/boot/vmlinuz", "initrd": "/boot/initrd",
+    "image-dir": "/var/lib/remus", "mac": '"52:54:00:12:34:56"', "kernel": "/boot/vmlinuz", "initrd": "/boot/initrd",
     "append": "'console=ttyS0'", "disks": '{"/var/lib/remus/db1.img"}', "qemu-args": '{"-device", "virtio-rng-device"}',
 }
 
@@ -173,6 +173,8 @@ def test_completion_works():
     assert complete("-R", "/tmp", "status", "d") == ["db1"]
     assert complete("set", "db1", "") == ["interval"]
     assert complete("protect", "--w") == ["--wait"]
+    assert complete("protect", "--t") == ["--to"]
+    assert complete("forget", "--active", "d") == ["db1"]
     assert complete("protect", "--wait", "") == ["db1"]
     assert complete("list", "") == []
 
@@ -205,8 +207,10 @@ def test_every_key_is_documented_with_its_default():
 def test_every_documented_key_is_accepted():
     for key, default in documented_keys().items():
         value = f'"{default}"' if default else EXAMPLES[key]
-        if key in ("run-dir", "listen", "log-level"):
+        if key in ("run-dir", "state-dir", "listen", "log-level"):
             check_config(f"{key} = {value}\n")
+        elif key == "image-dir":
+            check_config(f"others {{ {key} = {value} }}\n")
         else:
             needed = "" if key == "kernel" or default == "fake" else "kernel = /k "
             check_config(f"vm a {{ {needed}{key} = {value} }}\n")

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "common/config.h"
+#include "common/kept.h"
 #include "common/log.h"
 
 #define MIB (UINT64_C(1) << 20)
@@ -249,6 +250,14 @@ static const struct bad {
     {"vm a { netbuf = ifb }\n", ":1: ", "auto, frames, nfqueue or plug"},
     {"vm a { platform = xen nfqueue = 65535 }\n", ":1: ", "from 0 to 65534"},
     {"vm db1 {\n}\n", ":2: vm db1: ", "kernel is missing"},
+    {"state-dir = lib\n", ":1: ", "an absolute path"},
+    {"others {\nmemory = 64\n}\n", ":2: ", "belongs in a section vm NAME"},
+    {"others {\nbackup = \"a:1\"\n}\n", ":2: ", "belongs in a section vm NAME"},
+    {"others {\ndisks = {\"/a\"}\n}\n", ":2: ", "belongs in a section vm NAME"},
+    {"others {\nimage-dir = \"/a'b\"\n}\n", ":2: ", "without a quote"},
+    {"others {\ntimeout = 40\n}\n", ":2: ", "more than twice the heartbeat"},
+    {"others {\n}\nothers {\n}\n", ":4: ", "already"},
+    {FAKE "image-dir = \"/a\"\n}\n", ":3: ", "belongs in the section others"},
 };
 
 static void test_r10_bad_input_names_the_place(void **state)
@@ -350,12 +359,78 @@ static int remove_file(void **state)
     return unlink(path);
 }
 
+static int count_section(void *arg, struct vm_config *vm, struct error *err)
+{
+    (void)err;
+    ++*(int *)arg;
+    config_free_section(vm);
+    return 0;
+}
+
+/* A section in a file of its own has the settings of `others', and nothing else of it. */
+static void test_kept_sections(void **state)
+{
+    static const char keys[] = "platform = fake\nbackup = 'b:7910'\nmemory = 32\ninterval = 40\n";
+    char dir[] = "/tmp/test-config-XXXXXX", file[128];
+    struct config cfg;
+    struct vm_config *vm;
+    struct error err;
+    int count = 0;
+    FILE *f;
+
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    assert_int_equal(load(&cfg, "run-dir = /tmp/r\nothers {\ninterval = 50 arbiter = \"exec /a b\" takeover = automatic "
+                          "staging = 128\nimage-dir = '/i'\n}\n", &err), 0);
+    assert_int_equal(cfg.vm_count, 0);
+    assert_string_equal(cfg.others->image_dir, "/i");
+    snprintf(file, sizeof(file), "%s/state", dir);
+    free(cfg.state_dir);
+    cfg.state_dir = strdup(file);
+    vm = kept_make(&cfg, "remusd", "db1", keys, &err);
+    assert_non_null(vm);
+    assert_string_equal(vm->name, "db1");
+    assert_string_equal(vm->run_dir, "/tmp/r");
+    assert_string_equal(vm->backup, "b:7910");
+    assert_int_equal(vm->memory_bytes, 32 * MIB);
+    assert_int_equal(vm->interval_ms, 40);
+    assert_string_equal(vm->arbiter, "/a b");
+    assert_int_equal(vm->takeover, TAKEOVER_AUTOMATIC);
+    assert_int_equal(vm->staging_bytes, 128 * MIB);
+    config_free_section(vm);
+    /* what is wrong leaves nothing */
+    assert_null(kept_make(&cfg, "remusd", "../x", keys, &err));
+    assert_null(kept_make(&cfg, "remusd", "x", "memory = 1\n", &err));
+    assert_null(kept_make(&cfg, "remusd", "x", "}\nvm y {\n", &err));
+    snprintf(file, sizeof(file), "%s/x.remusd.conf", cfg.state_dir);
+    assert_int_equal(access(file, F_OK), -1);
+    /* a file of another VM's name is an error, whoever put it there */
+    f = fopen(file, "w");
+    fputs("vm y {\nplatform = fake\n}\n", f);
+    fclose(f);
+    assert_int_equal(kept_each(&cfg, "remusd", count_section, &count, &err), -1);
+    assert_non_null(strstr(err.text, "x.remusd.conf"));
+    unlink(file);
+    count = 0;
+    assert_int_equal(kept_each(&cfg, "remus-backupd", count_section, &count, &err), 0);
+    assert_int_equal(count, 0); /* the other daemon's */
+    assert_int_equal(kept_each(&cfg, "remusd", count_section, &count, &err), 0);
+    assert_int_equal(count, 1);
+    assert_int_equal(kept_forget(&cfg, "remusd", "db1", &err), 0);
+    assert_int_equal(kept_each(&cfg, "remusd", count_section, &count, &err), 0);
+    assert_int_equal(count, 1);
+    rmdir(cfg.state_dir);
+    rmdir(dir);
+    config_free(&cfg);
+}
+
 /* With an argument: what `remusd -t -c FILE` does, for synopsis.py. */
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_every_key),
+        cmocka_unit_test(test_kept_sections),
         cmocka_unit_test(test_r10_bad_input_names_the_place),
         cmocka_unit_test(test_r10_no_text_file),
         cmocka_unit_test(test_r10_any_octets),

@@ -578,6 +578,29 @@ static void tcp_errors_name_the_address(void **state)
     {#f " (mem)", f, NULL, NULL, (void *)&over_mem},                                               \
     {#f " (tcp)", f, NULL, NULL, (void *)&over_tcp}
 
+/* A peer that reads nothing holds a sender up until then, and no longer. */
+static void limited_sends_end(void **state)
+{
+    const size_t large = 16 << 20; /* more than any socket takes */
+    struct iovec body = {calloc(1, PROTO_BODY_MAX), PROTO_BODY_MAX};
+    struct link *l[2];
+    size_t sent = 0;
+    uint64_t limit;
+    int rc;
+
+    make_links(state, l);
+    limit = clock_ns() + 50 * NS_PER_MS;
+    link_limit_sends(l[0], limit);
+    do
+        rc = link_send(l[0], PROTO_PAGES, 0, &body, 1);
+    while (rc == 0 && (sent += body.iov_len) < large);
+    assert_int_equal(rc, -1);
+    assert_int_equal(errno, ETIMEDOUT);
+    assert_true(clock_ns() >= limit);
+    free(body.iov_base);
+    free_links(l);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -594,6 +617,7 @@ int main(void)
         cmocka_unit_test(r10_bad_headers_need_no_body),
         OVER_BOTH(shutdown_wakes_the_receiver),
         OVER_BOTH(shutdown_wakes_the_sender),
+        OVER_BOTH(limited_sends_end),
         OVER_BOTH(peer_gone_is_closed),
         OVER_BOTH(freeing_with_heartbeats_under_way),
         cmocka_unit_test(tcp_errors_name_the_address),

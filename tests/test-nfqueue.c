@@ -88,6 +88,11 @@ static void test_r1_killed(void **state)
     check_killed(*state);
 }
 
+static void test_leave(void **state)
+{
+    check_leave(*state);
+}
+
 static void send_tcp(int fd, uint32_t seq, uint8_t flags, const char *data, size_t len)
 {
     uint8_t f[200];
@@ -196,6 +201,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_r1_bridge, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_r1_router, router, teardown),
         cmocka_unit_test_setup_teardown(test_r1_killed, bridge, teardown),
+        cmocka_unit_test_setup_teardown(test_leave, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_r3_transaction, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_activate, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_large_segments, bridge, teardown),

@@ -178,6 +178,7 @@ static void test_pgsql_lengths(void **state)
 /* MySQL */
 
 enum { P41 = 1 << 9, SSL = 1 << 11, NO_EOF = 1 << 24, ATTRIBUTES = 1 << 27, ALL = 0x7fffffff };
+enum { MYSQL = 1, MARIA_CACHES = 1 << 4, MARIA_NEW = 1 << 5 }; /* MARIA_: the last four octets, of who has not MYSQL */
 
 static void add_packet(struct text *t, uint8_t seq, const void *body, size_t len)
 {
@@ -192,7 +193,9 @@ static void add_packet(struct text *t, uint8_t seq, const void *body, size_t len
 }
 
 /* Packets of a server: okN and eofN with status N, endN (an OK in the form of an EOF), err, colN (N
- * columns), def, row, bin (binary row), prep (number 7, no parameters, one column), file, X (none). */
+ * columns), big (two, said in three octets), old and new (one, whose definition the client has or has not), def, row, bin (binary
+ * row), prep (number 7, no parameters, one column), par (two parameters, no column), non (neither), prog (progress), file, cutN
+ * (an OK of N octets), far (an OK with status 3 behind long numbers), X (none). */
 static void add_answers(struct text *t, const char *words)
 {
     char copy[128], *word, *save = NULL;
@@ -200,7 +203,7 @@ static void add_answers(struct text *t, const char *words)
     snprintf(copy, sizeof(copy), "%s", words);
     for (word = strtok_r(copy, " ", &save); word; word = strtok_r(NULL, " ", &save)) {
         uint8_t n = (uint8_t)(word[0] && word[1] && word[2] && word[3] ? atoi(word + (word[2] == 'k' ? 2 : 3)) : 0);
-        if (word[0] == 'o') {
+        if (word[0] == 'o' && word[1] == 'k') {
             n = (uint8_t)atoi(word + 2);
             add_packet(t, 1, (uint8_t[]){0, 0xfc, 1, 1, 0, n, 0, 0, 0}, 9);
         } else if (strncmp(word, "eof", 3) == 0) {
@@ -211,6 +214,12 @@ static void add_answers(struct text *t, const char *words)
             add_packet(t, 1, "\xff\x10\x04#42000no", 11);
         } else if (strncmp(word, "col", 3) == 0) {
             add_packet(t, 1, &n, 1);
+        } else if (strcmp(word, "big") == 0) {
+            add_packet(t, 1, "\xfc\2\0", 3);
+        } else if (strcmp(word, "old") == 0) {
+            add_packet(t, 1, "\1\0", 2);
+        } else if (strcmp(word, "new") == 0) {
+            add_packet(t, 1, "\1\1", 2);
         } else if (strcmp(word, "def") == 0) {
             add_packet(t, 1, "\3def", 4);
         } else if (strcmp(word, "row") == 0) {
@@ -219,6 +228,16 @@ static void add_answers(struct text *t, const char *words)
             add_packet(t, 1, "\0\0\1\0\0\0", 6);
         } else if (strcmp(word, "prep") == 0) {
             add_packet(t, 1, "\0\7\0\0\0\1\0\0\0\0\0\0", 12);
+        } else if (strcmp(word, "par") == 0) {
+            add_packet(t, 1, "\0\7\0\0\0\0\0\2\0\0\0\0", 12);
+        } else if (strcmp(word, "non") == 0) {
+            add_packet(t, 1, "\0\7\0\0\0\0\0\0\0\0\0\0", 12);
+        } else if (strcmp(word, "prog") == 0) {
+            add_packet(t, 1, "\xff\xff\xff\1\1\1", 6);
+        } else if (strncmp(word, "cut", 3) == 0) {
+            add_packet(t, 1, "\0\0\0\3", n);
+        } else if (strcmp(word, "far") == 0) {
+            add_packet(t, 1, "\0\xfd\1\1\1\xfe\1\1\1\1\1\1\1\1\3\0\0\0", 18);
         } else if (strcmp(word, "file") == 0) {
             add_packet(t, 1, "\xfbname", 5);
         } else {
@@ -228,7 +247,7 @@ static void add_answers(struct text *t, const char *words)
 }
 
 /* From the greeting to the first OK. */
-static unsigned mysql_begin(void *state, uint32_t server, uint32_t client)
+static unsigned mysql_begin(void *state, uint32_t server, uint32_t client, uint32_t maria)
 {
     uint8_t hello[80] = "\x0a" "10.11.19", answer[40] = {0};
     struct text s = {.len = 0}, c = {.len = 0};
@@ -238,6 +257,7 @@ static unsigned mysql_begin(void *state, uint32_t server, uint32_t client)
     hello[10 + 14] = (uint8_t)(server >> 8);
     hello[10 + 18] = (uint8_t)(server >> 16);
     hello[10 + 19] = (uint8_t)(server >> 24);
+    hello[10 + 27] = answer[28] = (uint8_t)maria;
     for (int i = 0; i < 4; i++)
         answer[i] = (uint8_t)(client >> 8 * i);
     add_packet(&s, 0, hello, 60);
@@ -251,11 +271,12 @@ static unsigned mysql_begin(void *state, uint32_t server, uint32_t client)
 }
 
 /* "Ctext; Ctext": commands, C their first octet as a letter: Query, Prepare, Execute of number 7,
- * Fetch, sTatistics, cHange user, replication (D), coLumns, Odd, quit (Z), long daTa (A). */
+ * Fetch, sTatistics, cHange user, replication (D), coLumns, Odd, quit (Z), long daTa (A), Reset of a statement, Wab: a query with
+ * the octets a and b ahead of its text, X: none at all, Sx: not a command but what goes on. */
 static unsigned mysql_commands(void *state, const char *words, size_t piece)
 {
-    static const char letters[] = "QPEFTHDLOZA";
-    static const uint8_t codes[] = {3, 22, 23, 28, 9, 17, 18, 4, 99, 1, 24};
+    static const char letters[] = "QPEFTHDLOZARWXS";
+    static const uint8_t codes[] = {3, 22, 23, 28, 9, 17, 18, 4, 99, 1, 24, 26, 3, 99, 99};
     struct text t = {.len = 0};
     uint8_t body[128];
     unsigned parsed = 0;
@@ -268,7 +289,9 @@ static unsigned mysql_commands(void *state, const char *words, size_t piece)
         body[0] = codes[letter - letters];
         if (words[0] == 'E')
             len = (size_t)(stpcpy((char *)body + 1, "\7") - (char *)body) + 8, memset(body + 2, 0, 8);
-        add_packet(&t, 0, body, len);
+        for (size_t i = 1; words[0] == 'W' && i < len && i < 3; i++)
+            body[i] -= '0';
+        add_packet(&t, words[0] == 'S' ? 3 : 0, body, words[0] == 'X' ? 0 : len);
         words = end ? end + 1 : "";
     }
     for (size_t at = 0; at < t.len && !(parsed & LOST); at += piece)
@@ -298,15 +321,27 @@ static const struct {
     {0, "QBEGIN", "ok3", "QINSERT", "ok3", BLOCK},
     {0, "QBEGIN", "ok3", "Qselect*", "col2 def def eof3 row row eof3", BLOCK},
     {NO_EOF, "QBEGIN", "ok3", "QSELECT 1", "col1 def row end3", BLOCK},
+    {0, "QBEGIN", "ok3", "Q\t\rSELECT", "ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECT", "far", BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECT", "big def def eof3 row eof3", BLOCK},
     {0, "QBEGIN", "ok3", "QSAVEPOINT a", "ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "QSAVEPOINT `a", "ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "QSAVEPOINT _a", "ok3", BLOCK},
     {0, "QBEGIN", "ok3", "QROLLBACK TO a", "ok3", BLOCK},
     {0, "QBEGIN", "ok3", "QUPDATE|QDELETE", "ok3 ok3", BLOCK},
     {0, "QBEGIN", "ok3", "AxxxxxxX|QUPDATE", "ok3", BLOCK},
     {0, "QBEGIN", "ok3", "PSELECT", "prep def eof3", BLOCK},
     {NO_EOF, "QBEGIN", "ok3", "PSELECT", "prep def", BLOCK},
+    {0, "QBEGIN", "ok3", "PUPDATE|QUPDATE", "par def def eof3 ok3", BLOCK},
+    {0, "QBEGIN", "ok3", "PUPDATE|QUPDATE", "non ok3", BLOCK},
     {0, "QBEGIN|PSELECT", "ok3 prep def eof3", "E", "col1 def eof3 bin eof3", BLOCK},
     {0, "QBEGIN|PSELECT", "ok3 prep def eof3", "E|F", "col1 def eof67 bin bin eof67", BLOCK},
+    {0, "QBEGIN|PSELECT", "ok3 prep def eof3", "R", "ok3", BLOCK},
     {ATTRIBUTES, "QBEGIN", "ok3", "QSELECT", "ok3", END | BLOCK},
+    {ATTRIBUTES, "W01BEGIN", "ok3", "W01SELECT", "ok3", BLOCK},
+    {ATTRIBUTES, "W01BEGIN", "ok3", "W11SELECT", "ok3", END | BLOCK},
+    {ATTRIBUTES, "W01BEGIN", "ok3", "W02SELECT", "ok3", END | BLOCK},
+    {ATTRIBUTES, "W01BEGIN|W01SELECT", "ok3 ok3", "W0", "ok3", END | BLOCK}, /* what is behind it was another's */
 
     /* its end */
     {0, "QBEGIN", "ok3", "QCOMMIT", "ok2", END},
@@ -316,7 +351,11 @@ static const struct {
     {0, "QBEGIN", "ok3", "QROLLBACK", "ok2", END},
     {0, "QBEGIN", "ok3", "QROLLBACK TOO", "ok3", END | BLOCK},
     {0, "QBEGIN", "ok3", "QSAVEPOINT : BEGIN", "ok3", END | BLOCK},
+    {0, "QBEGIN|QSELECT 1,abc", "ok3 ok3", "QSAVEPOINT", "ok3", END | BLOCK},
     {0, "QBEGIN", "ok3", "QSELECTED", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECT_", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECT$", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QSELECT\x80", "ok3", END | BLOCK},
     {0, "QBEGIN", "ok3", "Q/*! COMMIT */", "ok3", END | BLOCK},
     {0, "QBEGIN", "ok3", "QSELECT 1; COMMIT AND CHAIN", "col1 def eof11 row eof11", BLOCK},
     {0, "QBEGIN", "ok3", "QSELECT 1; COMMIT AND CHAIN", "col1 def eof11 row eof11 ok3", END | BLOCK},
@@ -326,14 +365,21 @@ static const struct {
     {0, "QBEGIN", "ok3", "QSELECT", "col1 def eof3 row err", END},
     {0, "QBEGIN|PCOMMIT", "ok3 prep def eof3", "E", "ok3", END | BLOCK},
     {0, "QBEGIN", "ok3", "E", "ok3", END | BLOCK},
+    {0, "QBEGIN", "ok3", "QALTER", "prog ok2", END},
     {0, "QBEGIN", "ok3", "T", "row", END},
+    {0, "QBEGIN", "ok3", "T|QUPDATE", "row ok3", END | BLOCK},
     {0, "QBEGIN", "ok3", "L", "def def eof3", END | BLOCK},
     {0, "QBEGIN", "ok3", "Hroot", "eof0 ok2", END},
+    {0, "QBEGIN", "ok3", "Hroot|Spassword", "eof0 ok2", END},
     {0, "QBEGIN", "ok3", "Z", "err", END | BLOCK},
 
     /* beyond the parser */
     {0, "QBEGIN", "ok3", "", "ok3", LOST},
     {0, "QBEGIN", "ok3", "QSELECT", "X", LOST},
+    {0, "QBEGIN", "ok3", "QSELECT", "cut1", LOST},
+    {0, "QBEGIN", "ok3", "QSELECT", "cut2", LOST},
+    {0, "QBEGIN", "ok3", "QSELECT", "cut4", LOST},
+    {0, "QBEGIN", "ok3", "X", "", LOST},
     {0, "QBEGIN", "ok3", "QLOAD DATA", "file", LOST},
     {0, "QBEGIN", "ok3", "QSELECT", "col1 def row", LOST},
     {0, "QBEGIN", "ok3", "QSELECT", "col1 def end3", LOST},
@@ -350,7 +396,7 @@ static unsigned mysql_case(size_t i, size_t piece, size_t cut)
     unsigned parsed, ends;
 
     assert_int_equal(mysql_begin(state, ALL & ~SSL & ~(1u << 5) & ~(1u << 25) & ~(1u << 26),
-                                 P41 | 1 | mysql_cases[i].capabilities),
+                                 P41 | MYSQL | mysql_cases[i].capabilities, 0),
                      END);
     assert_int_equal(mysql_commands(state, mysql_cases[i].before, 1000), 0);
     add_answers(&t, mysql_cases[i].before_answers);
@@ -387,21 +433,107 @@ static void test_mysql_capabilities(void **state)
 {
     static const struct {
         uint32_t server, client;
-        unsigned want;
+        unsigned want, maria;
     } agreed[] = {
-        {ALL, P41, END},
-        {P41, ALL, END}, /* what only one of them knows does not count */
-        {ALL, 0, LOST},
-        {ALL, P41 | SSL, LOST | PARSED_ENCRYPTED},
-        {ALL, P41 | 1 << 5, LOST | PARSED_ENCRYPTED},
-        {ALL, P41 | 1 << 26, LOST | PARSED_ENCRYPTED},
-        {ALL, P41 | 1 << 25, LOST},
+        {ALL, P41, END, 0},
+        {P41, ALL, END, 0}, /* what only one of them knows does not count */
+        {ALL, 0, LOST, 0},
+        {ALL, P41 | SSL, LOST | PARSED_ENCRYPTED, 0},
+        {ALL, P41 | 1 << 5, LOST | PARSED_ENCRYPTED, 0},
+        {ALL, P41 | 1 << 26, LOST | PARSED_ENCRYPTED, 0},
+        {ALL, P41 | 1 << 25, LOST, 0},
+        {P41, P41, LOST, MARIA_NEW},
+        {P41 | MYSQL, P41, END, MARIA_NEW}, /* these octets mean nothing in MySQL */
+        {P41, P41 | MYSQL, END, MARIA_NEW},
     };
     uint8_t parser[PARSER_STATE_MAX] __attribute__((aligned(8)));
 
     (void)state;
     for (size_t i = 0; i < sizeof(agreed) / sizeof(agreed[0]); i++)
-        assert_int_equal(mysql_begin(parser, agreed[i].server, agreed[i].client), agreed[i].want);
+        assert_int_equal(mysql_begin(parser, agreed[i].server, agreed[i].client, agreed[i].maria), agreed[i].want);
+}
+
+/* MariaDB leaves definitions out that the client has. */
+static void test_mariadb_caches(void **state)
+{
+    static const struct {
+        const char *answers;
+        unsigned want;
+    } results[] = {
+        {"new def eof3 row eof3", BLOCK},
+        {"old eof3 row eof3", BLOCK},
+        {"old row", LOST},
+        {"col1", LOST},
+    };
+    uint8_t parser[PARSER_STATE_MAX] __attribute__((aligned(8)));
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(results) / sizeof(results[0]); i++) {
+        struct text t = {.len = 0};
+
+        assert_int_equal(mysql_begin(parser, P41, P41, MARIA_CACHES), END);
+        assert_int_equal(mysql_commands(parser, "QBEGIN|QSELECT", 1000), 0);
+        add_answers(&t, "ok3");
+        assert_int_equal(parser_mysql.from_guest(parser, t.data, t.len), BLOCK);
+        t.len = 0;
+        add_answers(&t, results[i].answers);
+        assert_int_equal(parser_mysql.from_guest(parser, t.data, t.len), results[i].want);
+    }
+}
+
+/* Rows end outside of a transaction, long after the first of them left: that is an end, too, although one is open behind it. */
+static void test_mysql_last_row(void **state)
+{
+    uint8_t parser[PARSER_STATE_MAX] __attribute__((aligned(8)));
+    struct text t = {.len = 0};
+
+    (void)state;
+    mysql_begin(parser, P41 | MYSQL, P41 | MYSQL, 0);
+    mysql_commands(parser, "QSELECT", 1000);
+    add_answers(&t, "col1 def eof2 row");
+    assert_int_equal(parser_mysql.from_guest(parser, t.data, t.len), END);
+    t.len = 0;
+    add_answers(&t, "eof3");
+    assert_int_equal(parser_mysql.from_guest(parser, t.data, t.len), END | BLOCK);
+}
+
+/* A row of more than one packet: what the next one begins with means nothing. */
+static void test_mysql_long_row(void **state)
+{
+    static const uint8_t head[] = {0xff, 0xff, 0xff, 4};
+    uint8_t parser[PARSER_STATE_MAX] __attribute__((aligned(8))), *row = calloc(1, 0xffffff);
+    struct text t = {.len = 0};
+
+    (void)state;
+    mysql_begin(parser, P41 | MYSQL, P41 | MYSQL, 0);
+    mysql_commands(parser, "QBEGIN|QSELECT", 1000);
+    add_answers(&t, "ok3 col1 def eof3");
+    assert_int_equal(parser_mysql.from_guest(parser, t.data, t.len), BLOCK);
+    assert_int_equal(parser_mysql.from_guest(parser, head, sizeof(head)), BLOCK);
+    assert_int_equal(parser_mysql.from_guest(parser, row, 0xffffff), BLOCK);
+    t.len = 0;
+    add_packet(&t, 5, "\xfe", 1);
+    add_answers(&t, "row eof3");
+    assert_int_equal(parser_mysql.from_guest(parser, t.data, t.len), BLOCK);
+    free(row);
+}
+
+/* What comes instead of a greeting, or before it. */
+static void test_mysql_greeting(void **state)
+{
+    static const char text[] = "\xff\x10\x04Too many connections";
+    uint8_t parser[PARSER_STATE_MAX] __attribute__((aligned(8)));
+    struct text t = {.len = 0};
+
+    (void)state;
+    add_packet(&t, 0, text, sizeof(text) - 1);
+    for (size_t cut = 0; cut < t.len; cut++) {
+        parser_mysql.init(parser);
+        assert_int_equal(parser_mysql.from_guest(parser, t.data, cut), 0);
+        assert_int_equal(parser_mysql.from_guest(parser, t.data + cut, t.len - cut), 0);
+    }
+    parser_mysql.init(parser);
+    assert_int_equal(mysql_commands(parser, "QCOMMIT", 1000), LOST);
 }
 
 int main(void)
@@ -411,6 +543,10 @@ int main(void)
         cmocka_unit_test(test_pgsql_lengths),
         cmocka_unit_test(test_mysql),
         cmocka_unit_test(test_mysql_capabilities),
+        cmocka_unit_test(test_mariadb_caches),
+        cmocka_unit_test(test_mysql_last_row),
+        cmocka_unit_test(test_mysql_long_row),
+        cmocka_unit_test(test_mysql_greeting),
     };
 
     return cmocka_run_group_tests_name("parsers", tests, NULL, NULL);

@@ -105,6 +105,11 @@ static void test_r1_killed(void **state)
     check_killed(*state);
 }
 
+static void test_leave(void **state)
+{
+    check_leave(*state);
+}
+
 /* R1: a new protection begins while a checkpoint of the old one is not acknowledged: it never counts. */
 static void test_r1_hold(void **state)
 {
@@ -279,6 +284,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_r1_bridge, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_r1_router, router, teardown),
         cmocka_unit_test_setup_teardown(test_r1_killed, bridge, teardown),
+        cmocka_unit_test_setup_teardown(test_leave, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_r1_hold, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_late_interface, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_r9_bound, router, teardown),

@@ -60,7 +60,7 @@ static uint32_t maximum(unsigned type)
     bool large = type == PROTO_PAGES || type == PROTO_STATE || type == PROTO_NET || type == PROTO_DISK || type == PROTO_BLOCKS ||
                  type == PROTO_MACHINE;
 
-    return large ? 2 * 1024 * 1024 : 1024;
+    return large ? 2 * 1024 * 1024 : type == PROTO_PROBE ? 65536 : 1024;
 }
 
 static void r10_lengths_over_the_maximum_refused(void **state)
@@ -198,6 +198,70 @@ static void disks(void **state)
     assert_int_equal(proto_get_hello(&got_hello, out, len, &err), -1);
 }
 
+static void preflight_hello(void **state)
+{
+    static const uint8_t appended[] = "\21" "52:54:00:00:00:01" "\3" "br0" "\0" "\4" "plug";
+    struct proto_hello m = hello, got;
+    uint8_t out[PROTO_SMALL_MAX];
+    struct error err;
+    size_t len;
+
+    (void)state;
+    m.flags |= HELLO_PREFLIGHT;
+    strcpy(m.mac, "52:54:00:00:00:01");
+    strcpy(m.guest_bridge, "br0");
+    strcpy(m.netbuf, "plug");
+    len = proto_put_hello(out, &m);
+    assert_memory_equal(out + len - (sizeof(appended) - 1), appended, sizeof(appended) - 1);
+    assert_int_equal(proto_get_hello(&got, out, len, &err), 0);
+    assert_string_equal(got.mac, m.mac);
+    assert_string_equal(got.guest_bridge, "br0");
+    assert_string_equal(got.vif, "");
+    assert_string_equal(got.netbuf, "plug");
+    REFUSES_TRUNCATION(proto_get_hello, &got, out, len);
+    out[len - 1] = '\n';
+    assert_int_equal(proto_get_hello(&got, out, len, &err), -1);
+    out[len - 5] = 255;
+    assert_int_equal(proto_get_hello(&got, out, sizeof(out), &err), -1);
+}
+
+static void probe_and_lack(void **state)
+{
+    static const uint8_t drawn[] = "\0\0\0\0\0\0\1\0" "\1\2\3\4\5\6\7\10";
+    static const uint8_t hostile[] = "\5" "a\n\xc3\xa4~" "\2" "\177\033";
+    struct proto_probe probe = {256, UINT64_C(0x0102030405060708)}, got_probe;
+    struct proto_lack got;
+    uint8_t out[PROTO_SMALL_MAX];
+    char text[400];
+    struct error err;
+    size_t len;
+
+    (void)state;
+    assert_int_equal(proto_put_probe(out, &probe), 16);
+    assert_memory_equal(out, drawn, 16);
+    assert_int_equal(proto_get_probe(&got_probe, out, 16, &err), 0);
+    assert_memory_equal(&got_probe, &probe, sizeof(probe));
+    REFUSES_TRUNCATION(proto_get_probe, &got_probe, out, 16);
+    assert_int_equal(proto_get_probe(&got_probe, out, 17, &err), -1);
+
+    len = proto_put_lack(out, "no bridge", "ip link add");
+    assert_memory_equal(out, "\11no bridge\13ip link add", len);
+    assert_int_equal(proto_get_lack(&got, out, len, &err), 0);
+    assert_string_equal(got.what, "no bridge");
+    assert_string_equal(got.remedy, "ip link add");
+    REFUSES_TRUNCATION(proto_get_lack, &got, out, len);
+    assert_int_equal(proto_get_lack(&got, out, len + 1, &err), -1);
+    assert_int_equal(proto_get_lack(&got, hostile, sizeof(hostile) - 1, &err), 0);
+    assert_string_equal(got.what, "a???~"); /* it goes to terminals, and into JSON (R10) */
+    assert_string_equal(got.remedy, "??");
+    memset(text, 'x', sizeof(text) - 1);
+    text[sizeof(text) - 1] = '\0';
+    len = proto_put_lack(out, text, text);
+    assert_int_equal(len, 2 * 256);
+    assert_int_equal(proto_get_lack(&got, out, len, &err), 0);
+    assert_int_equal(strlen(got.remedy), 255);
+}
+
 static void r10_hello_refused(void **state)
 {
     struct proto_hello got, bad = hello;
@@ -319,6 +383,8 @@ int main(void)
         cmocka_unit_test(hello_as_drawn),
         cmocka_unit_test(hello_may_grow),
         cmocka_unit_test(disks),
+        cmocka_unit_test(preflight_hello),
+        cmocka_unit_test(probe_and_lack),
         cmocka_unit_test(r10_hello_refused),
         cmocka_unit_test(welcome),
         cmocka_unit_test(end),

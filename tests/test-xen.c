@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "vm/xen/policy.h"
 #include "vm/xen/stream.h"
 
 static void check(const struct buffer *b, const void *want, size_t len)
@@ -179,6 +180,54 @@ static void r10_states_refused(void **state)
     buffer_free(&b);
 }
 
+/* Leaves as x86 has them on both ends; numbers in little-endian order, as the machine's. */
+struct leaf {
+    uint32_t leaf, subleaf, a, b, c, d;
+};
+#define NONE UINT32_MAX
+#define MISSING(guest, host, text) policy_missing((const uint8_t *)(guest), sizeof(guest), (const uint8_t *)(host), sizeof(host), text, sizeof(text))
+
+/* R7: a guest is not protected where it could not run. */
+static void processors_compared(void **state)
+{
+    struct leaf guest[] = {{0, NONE, 13, 1, 2, 3}, {1, NONE, 9, 9, 1u << 31 | 1u << 27 | 1u << 28, 7}, {7, 0, 1, 1u << 5 | 1u << 6, 1u << 4, 0},
+                           {7, 1, 0, 0, 0, 0}, {0x80000000, NONE, 0x80000008, 0, 0, 0}};
+    struct leaf host[] = {{0, NONE, 22, 1, 2, 3}, {1, NONE, 5, 5, 1u << 28 | 1, 7}, {7, 0, 2, ~0u, 0, 0}, {7, 1, 1, 0, 0, 0},
+                          {0x80000000, NONE, 0x80000008, 0, 0, 0}};
+    char text[400], little[40], many[400];
+    struct buffer head = {0};
+    const uint8_t *found;
+    size_t len;
+
+    (void)state;
+    assert_int_equal(MISSING(guest, host, text), 0); /* more is no matter, nor what is turned on by the guest */
+    assert_string_equal(text, "");
+    host[2].b = 0;
+    assert_int_equal(MISSING(guest, host, text), 2);
+    assert_string_equal(text, "avx2 (leaf 0x7 ebx bit 5), leaf 0x7 ebx bit 6");
+    host[2].leaf = 8; /* no such leaf */
+    assert_int_equal(MISSING(guest, host, text), 2);
+    guest[3].a = 1u << 4;
+    guest[4].a++;
+    guest[0].b++;
+    assert_int_equal(MISSING(guest, host, text), 5);
+    assert_non_null(strstr(text, "avx-vnni (leaf 0x7 eax bit 4), its maker (vendor), leaf 0x80000000: 0x80000009 is the highest, here 0x80000008"));
+    assert_int_equal(MISSING(guest, host, little), 5);
+    assert_string_equal(little, "avx2 (leaf 0x7 ebx bit 5), and more");
+    guest[1].c = guest[1].d = ~0u;
+    assert_true(policy_missing((uint8_t *)guest, sizeof(guest), NULL, 0, many, sizeof(many)) > 60);
+    assert_true(strlen(many) < sizeof(many) && strstr(many, ", and more"));
+    for (size_t cut = 0; cut < sizeof(guest); cut++) /* R10: any length */
+        policy_missing((uint8_t *)guest, cut, (uint8_t *)host, sizeof(host), text, sizeof(text));
+
+    put_head(&head);
+    found = stream_find(head.data, head.len, STREAM_MSR_POLICY, &len);
+    assert_int_equal(len, 16);
+    assert_memory_equal(found, "0123456789abcdef", 16);
+    assert_null(stream_find(head.data, head.len, STREAM_TSC_INFO, &len));
+    buffer_free(&head);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -186,6 +235,7 @@ int main(void)
         cmocka_unit_test(description_there_and_back),
         cmocka_unit_test(r10_descriptions_refused),
         cmocka_unit_test(r10_states_refused),
+        cmocka_unit_test(processors_compared),
     };
 
     return cmocka_run_group_tests_name("xen", tests, NULL, NULL);

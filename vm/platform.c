@@ -33,6 +33,20 @@ const struct vm_ops *vm_platform(const char *name)
     return NULL;
 }
 
+int vm_adopt(const char *run_dir, const char *name, const char **platform, uint64_t *memory_bytes, struct error *err)
+{
+    struct vm_config section = {.run_dir = (char *)run_dir, .tap = "", .mac = "", .guest_bridge = "", .vif = ""};
+
+    snprintf(section.name, sizeof(section.name), "%s", name);
+    error_set(err, "this build has no platform whose guests can do without a section");
+    for (size_t i = 0; i < sizeof(vm_platforms) / sizeof(*vm_platforms); i++)
+        if (vm_platforms[i]->adopt && vm_platforms[i]->adopt(&section, memory_bytes, err) == 0) {
+            *platform = vm_platforms[i]->name;
+            return 0;
+        }
+    return -1;
+}
+
 const struct replica_ops *replica_platform(const char *name)
 {
     for (size_t i = 0; i < sizeof(replica_platforms) / sizeof(*replica_platforms); i++)

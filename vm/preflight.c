@@ -17,6 +17,10 @@ void preflight_lacks(json_t *lacks, const char *remedy, const char *what, ...)
     va_start(ap, what);
     vsnprintf(text, sizeof(text), what, ap);
     va_end(ap);
+    /* Cut in the middle of a character, or of a path that is none: jansson takes no such string. */
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c >= 0x80)
+            *c = '?';
     json_array_append_new(lacks, json_pack("{s:s, s:s}", "what", text, "remedy", remedy));
 }
 
@@ -75,7 +79,8 @@ static void check_disks(const struct vm_config *cfg, bool primary, json_t *lacks
 json_t *preflight(const struct vm_config *cfg, bool primary)
 {
     const struct vm_ops *ops = vm_platform(cfg->platform);
-    json_t *lacks = json_array();
+    json_t *lacks = json_array(), *thing;
+    size_t i;
 
     if (!ops)
         preflight_lacks(lacks, "install what its libraries need, and configure and build remusd again",
@@ -84,6 +89,8 @@ json_t *preflight(const struct vm_config *cfg, bool primary)
     check_disks(cfg, primary, lacks);
     if (ops && ops->preflight)
         ops->preflight(cfg, primary, lacks);
+    json_array_foreach(lacks, i, thing)
+        json_object_set_new(thing, "host", json_string(primary ? "primary" : "backup"));
     return json_pack("{s:s, s:s, s:s, s:o}", "vm", cfg->name, "role", primary ? "primary" : "backup", "platform",
                      cfg->platform, "lacks", lacks);
 }

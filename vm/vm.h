@@ -63,11 +63,24 @@ struct vm_ops {
     /* NULL: sections say everything.  Else what the running guest of this name says of itself. */
     int (*facts)(const struct vm_config *section, struct vm_facts *facts, struct error *err);
 
+    /*
+     * NULL: its guests need sections.  Else: does a guest of this name run here that can be protected without one?  *memory_bytes: what
+     * a section must say; 0: nothing.  section says nothing but name and run_dir.
+     */
+    int (*adopt)(const struct vm_config *section, uint64_t *memory_bytes, struct error *err);
+
     /* NULL: remusd starts the guests.  Else: has somebody started one of this name that open can attach to by now? */
     bool (*appeared)(const struct vm_config *cfg);
 
     /* preflight.h: what this host lacks, beyond taps and images.  From any thread.  May be NULL. */
     void (*preflight)(const struct vm_config *cfg, bool primary, struct json_t *lacks);
+
+    /*
+     * What open would put into struct vm's pages, profile and description, of the guest that runs, or of one that would: for a backup
+     * to judge.  From any thread; touches neither guest nor host.
+     */
+    int (*describe)(const struct vm_config *cfg, uint64_t *pages, char profile[VM_PROFILE_MAX + 1],
+                    struct buffer *description, struct error *err);
 
     /*
      * Starts the guest, or attaches to it when it already runs (a restarted daemon finds its guest again).
@@ -123,6 +136,13 @@ struct replica_ops {
     int (*open)(struct replica **r, const struct vm_config *cfg, uint64_t pages, const char *profile,
                 const struct buffer *description, struct error *err);
 
+    /*
+     * preflight.h: for what reasons open would refuse this guest.  here: there is a replica of it already.  description:
+     * empty, or as open has it.  From any thread; starts and changes nothing.
+     */
+    void (*check)(const struct vm_config *cfg, uint64_t pages, const char *profile, const struct buffer *description,
+                  bool here, struct json_t *lacks);
+
     /* NULL: sections say everything.  Else what the primary and this host say of the guest. */
     void (*facts)(const struct replica *r, struct vm_facts *facts);
 
@@ -141,6 +161,9 @@ struct replica_ops {
 
 /* NBD socket of the guest's disks (disk/server.h): export N is disk N.  As vm_net_paths. */
 int vm_disk_path(const struct vm_config *cfg, char path[108]);
+
+/* Asks all platforms to adopt the guest; err: why the last of them does not. */
+int vm_adopt(const char *run_dir, const char *name, const char **platform, uint64_t *memory_bytes, struct error *err);
 
 /* NULL for a platform that this build does not have. */
 const struct vm_ops *vm_platform(const char *name);

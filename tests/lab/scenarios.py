@@ -9,7 +9,7 @@ import re
 import statistics
 import time
 
-from xenlab import LabError, say, wait_for
+from xenlab import CPU, LabError, say, wait_for
 
 PATIENCE = int(os.environ.get('LAB_PATIENCE', '400'))  # seconds that anything may take on a busy machine
 GUEST = 'g1'
@@ -83,6 +83,10 @@ def start_daemons(hosts, both=(), memory=128, watched=False, interval=500, servi
     remus_config(hosts[0], f'backup = "{hosts[1].address}:7910"', f'interval = {interval}', 'heartbeat = 100',
                  'timeout = 5000', *services, *both)
     remus_config(hosts[1], 'takeover = automatic', *both)
+    launch_daemons(hosts, watch)
+
+
+def launch_daemons(hosts, watch=''):
     hosts[1].start('remus-backupd -f -c /etc/remusd.conf', '/var/log/remus-backupd.log')
     hosts[0].start(f'{watch}remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
     for host in hosts:
@@ -261,6 +265,29 @@ def network_learned(hosts):
     lose_server(hosts, (), memory=None)
 
 
+def learned(hosts):
+    """No section for the domain on either host, a stock vif: protect --to, remusd and backupd anew, power lost (R1, R7)."""
+    guest_config(hosts, 'lab.load=4,50', network=True, stock=True)
+    for host in hosts:
+        host.write('/etc/remusd.conf', 'others {\ninterval = 500\nheartbeat = 100\ntimeout = 5000\ntakeover = automatic\n}\n')
+    launch_daemons(hosts)
+    start_guest(hosts[0])
+    if hosts[0].try_run(f'remusctl protect {GUEST}').returncode == 0:
+        raise LabError('a domain that remusd does not know was protected without --to')
+    hosts[0].run(f'remusctl protect {GUEST} --to {hosts[1].address}')
+    wait_state(hosts[0], 'protected')
+    for host, daemon in ((hosts[0], 'remusd'), (hosts[1], 'remus-backupd')):
+        # the backup has lost its replica with the daemon: the primary holds, and sends it all again
+        host.run(f'kill $(pidof {daemon}); while pidof {daemon}; do sleep 0.1; done >/dev/null')
+        host.start(f'{daemon} -f -c /etc/remusd.conf', f'/var/log/{daemon}.log')
+        wait_for(f'{daemon} to know {GUEST} again', PATIENCE, lambda h=host: GUEST in h.try_run('remusctl list').stdout.decode(), 0.5)
+        wait_state(hosts[0], 'protected')
+        wait_state(hosts[1], 'ready')
+    lose_protected_server(hosts)
+    if hosts[1].try_run(f'remusctl forget {GUEST}').returncode == 0:
+        raise LabError('a domain that runs here was forgotten')
+
+
 def network_plug(hosts):
     """The same with a plug queue, which waits for the vif and has it before the guest runs (R1)."""
     guest_config(hosts, 'lab.load=4,50', network=True)
@@ -275,6 +302,10 @@ def lose_server(hosts, gate=None, **daemons):
     start_guest(hosts[0])
     if gate is not None:
         start_daemons(hosts, gate, **daemons)
+    lose_protected_server(hosts)
+
+
+def lose_protected_server(hosts):
     hosts[1].write('/root/client.py', CLIENT)
     hosts[1].start('python3 /root/client.py', '/var/log/client.log')
 
@@ -431,42 +462,77 @@ def self_test(hosts):
 
 
 def preflight(hosts):
-    """What a host lacks is said ahead, all of it, and nothing once it is there."""
+    """What the hosts lack, each and together, is said ahead, all of it, and nothing once it is there."""
     disk = f'disks = {{"{IMAGE}"}}'
     guest_config(hosts, network=True, disk=True)
     for host in hosts:
-        host.run('rmmod nbd tun 2>/dev/null; mv /etc/xen/scripts/block-remus /root; :')
+        host.run('rmmod nbd tun 2>/dev/null; mv /etc/xen/scripts/block-remus /root; date -s @%.2f >/dev/null' % time.time())
     start_daemons(hosts, (*GATE, disk))
 
-    def lacks(host):
+    def expect(host, primary=(), backup=(), link=()):
+        """Of the link only what is named: clocks and times are the lab's own."""
         done = host.try_run(f'remusctl --json preflight {GUEST}')
-        found = json.loads(done.stdout)['vms'][0]['lacks']
-        if bool(found) != bool(done.returncode):
+        found = json.loads(done.stdout)['vms'][0]
+        if bool(found['lacks']) != bool(done.returncode):
             raise LabError(f'remusctl preflight exits with {done.returncode} for {found}')
-        return '\n'.join(thing['what'] for thing in found)
-
-    def expect(host, *things):
-        said = lacks(host)
-        if len(said.splitlines()) != len(things) or any(thing not in said for thing in things):
-            raise LabError(f'host {host.number} should lack {things}, and says:\n{said}')
+        for where, things in ('primary', primary), ('backup', backup), ('link', link):
+            said = [thing['what'] for thing in found['lacks'] if thing['host'] == where]
+            if (where != 'link' and len(said) != len(things)) or any(thing not in '\n'.join(said) for thing in things):
+                raise LabError(f'host {host.number} should say that the {where} lacks {things}, and says {json.dumps(found, indent=1)}')
+        return found
     both = ('interface rx0', 'bridge rx0-guest', 'block-remus', 'no tap interfaces', 'no nbd devices')
-    expect(hosts[0], *both, IMAGE, f'no domain {GUEST}')
-    expect(hosts[1], *both)
+    expect(hosts[0], (*both, IMAGE, f'no domain {GUEST}'), both)
+    expect(hosts[1], (), both)
 
     set_up_network(hosts)
     for host in hosts:
         host.run('modprobe nbd; mv /root/block-remus /etc/xen/scripts')
     expect(hosts[1])
     hosts[0].run(f'truncate -s 16M {IMAGE}')
-    expect(hosts[0], f'no domain {GUEST}')
+    expect(hosts[0], [f'no domain {GUEST}'])
     hosts[0].run(f'sed -i "s/^memory = .*/memory = 160/" /root/{GUEST}.cfg; remusctl protect {GUEST}')
     wait_for('remusd to serve the disk', PATIENCE, lambda: hosts[0].try_run(f'test -S /run/remus/{GUEST}.nbd').returncode == 0, 0.5)
     start_guest(hosts[0])
-    expect(hosts[0], 'MiB, its section says 128')
+    expect(hosts[0], ['MiB, its section says 128'], ["MiB, the backup's section says 128"])
     hosts[0].run(f'xl destroy {GUEST}; sed -i -e "s/^memory = .*/memory = 128/" -e "s/script=block-remus,//; s|target=.*\'|target={IMAGE}\'|" '
                  f'/root/{GUEST}.cfg; rm -f /var/log/xen/guest-{GUEST}*')
     start_guest(hosts[0])
-    expect(hosts[0], 'its disk xvda would not be replicated')
+    expect(hosts[0], ['its disk xvda would not be replicated'])
+    say('one host each: all of it is said')
+
+    # Both together, of a guest that could be protected, and then is.
+    hosts[0].run(f'xl destroy {GUEST}; kill $(pidof remusd); while pidof remusd; do sleep 0.1; done >/dev/null; rm -rf /run/remus {IMAGE}*; '
+                 f'rm -f /var/log/xen/guest-{GUEST}*')
+    hosts[1].run('kill $(pidof remus-backupd); while pidof remus-backupd; do sleep 0.1; done >/dev/null')
+    guest_config(hosts)
+    start_guest(hosts[0])
+    start_daemons(hosts)
+    say(f'link: {json.dumps(expect(hosts[0])["link"])}')
+    hosts[1].run(f'date -s @{time.time() + 3600:.2f} >/dev/null')
+    expect(hosts[0], link=["ahead of the primary's"])
+    hosts[1].write('/root/big.cfg', 'name = "big"\ntype = "pvh"\nkernel = "/lab/vmlinux"\nmemory = 900\nmaxmem = 900\n')
+    hosts[1].run('xl create -p /root/big.cfg')
+    expect(hosts[0], (), ['the replica needs 144 MiB'])
+    hosts[1].run('xl destroy big')
+    protect(hosts)
+    held = epoch_of(hosts[0])
+    expect(hosts[0])
+    wait_for('checkpoints to go on', PATIENCE, lambda: epoch_of(hosts[0]) > held + 2, 0.5)
+    if status(hosts[0])['state'] != 'protected' or status(hosts[1])['state'] != 'ready':
+        raise LabError(f'a preflight disturbs the protection: {status(hosts[0])}')
+    hosts[0].run(f'remusctl unprotect {GUEST}')
+    hosts[1].kill()
+    expect(hosts[0], (), ['backup 10.9.0.2:7910: '])
+
+    # The backup's processor lacks a feature that the domain has been promised.
+    hosts[1].boot(cpu=f'{CPU},-bmi2,-adx')
+    hosts[1].wait_booted()
+    hosts[1].install(hosts[1].tree)
+    remus_config(hosts[1], 'memory = 128')
+    hosts[1].start('remus-backupd -f -c /etc/remusd.conf', '/var/log/remus-backupd.log')
+    wait_for('remus-backupd', PATIENCE, lambda: hosts[1].try_run('remusctl list').returncode == 0, 0.5)
+    expect(hosts[0], (), ['bmi2 (leaf 0x7 ebx bit 8), adx (leaf 0x7 ebx bit 19)'])
+    refused(hosts, 'bmi2 (leaf 0x7')
 
 
 def wait_error(host, why):
@@ -533,6 +599,29 @@ def bad_input(hosts):
     if hosts[0].run(f'xenstore-read /local/domain/{domid}/control/shutdown').strip():
         raise LabError('the request to suspend was not taken back')
     hosts[0].run(f'xl destroy {GUEST}')
+
+
+def log_dirty(hosts):
+    """xl remus takes log-dirty mode away from a protected domain (R8): noticed before the next checkpoint, and undone later."""
+    port = 8002
+    guest_config(hosts)
+    start_daemons(hosts)
+    start_guest(hosts[0])
+    protect(hosts)
+    hosts[1].start(f'socat -b 262144 TCP-LISTEN:{port},reuseaddr EXEC:"xl migrate-receive -r",setsid', '/var/log/receive.log')
+    hosts[0].start(f'xl remus -F -n -d -i 2000 -s "" {GUEST} "socat -b 262144 - TCP:{hosts[1].address}:{port}"', '/var/log/remus.log')
+    wait_error(hosts[0], 'something else tracks')
+    if status(hosts[1])['state'] == 'active':
+        raise LabError('taken over because of xl remus')
+    goes_on(hosts[0], 2)
+    hosts[1].run(f'kill -9 $(pidof socat); for d in $(xl list | grep -o "^{GUEST}--incoming"); do xl destroy $d; done')
+    wait_state(hosts[0], 'protected')
+    say('protected again when xl has let go')
+    before = status(hosts[0])['checkpoints']
+    wait_for('checkpoints', PATIENCE, lambda: status(hosts[0])['checkpoints'] > before + 5, 0.5)
+    hosts[0].kill()
+    wait_state(hosts[1], 'active')
+    goes_on(hosts[1], 4)
 
 
 def xenstored(hosts):
@@ -803,9 +892,9 @@ def explain(hosts):
 
 
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel,
-       'network-learned': network_learned, 'network-plug': network_plug,
+       'network-learned': network_learned, 'learned': learned, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
-       'devices': devices, 'suspend-channel': suspend_channel, 'xenstored': xenstored}
+       'devices': devices, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'xenstored': xenstored}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
            'compare-xl-database': compare_xl_database}
 MORE = {'kills': kills, 'demo': demo, **COMPARE}  # only by name

@@ -74,7 +74,7 @@ class Host:
         except OSError:
             return False
 
-    def boot(self, memory=2048, dom0_memory=1024):
+    def boot(self, memory=2048, dom0_memory=1024, cpu=CPU):
         for name in ('serial.log', 'qmp', 'ssh'):
             if os.path.lexists(self.path(name)):
                 os.unlink(self.path(name))
@@ -83,7 +83,7 @@ class Host:
         port = free_port()
         image = self.image
         command = [
-            'qemu-system-x86_64', '-accel', 'tcg,tb-size=512', '-cpu', CPU, '-m', str(memory), '-smp', '1',
+            'qemu-system-x86_64', '-accel', 'tcg,tb-size=512', '-cpu', cpu, '-m', str(memory), '-smp', '1',
             '-nodefaults', '-display', 'none', '-no-reboot',
             '-chardev', f'file,id=serial,path={self.path("serial.log")}', '-serial', 'chardev:serial',
             '-qmp', f'unix:{self.path("qmp")},server=on,wait=off',

@@ -16,6 +16,7 @@
 #include "common/clock.h"
 #include "control.h"
 #include "fake.h"
+#include "vm/preflight.h"
 #include "vm/tracker.h"
 
 #define PROGRAM "remus-fake-guest"
@@ -328,6 +329,17 @@ static bool fake_running(const struct vm_config *cfg)
     return found != FOUND_NOT;
 }
 
+static int fake_adopt(const struct vm_config *section, uint64_t *memory_bytes, struct error *err)
+{
+    struct process p;
+
+    if (process_find(&p, section->run_dir, section->name, err) != FOUND)
+        return -1;
+    *memory_bytes = p.ctl->pages * PAGE_SIZE;
+    process_close(&p);
+    return 0;
+}
+
 static void fake_close(struct vm *vm)
 {
     struct fake_vm *f = of(vm);
@@ -477,9 +489,21 @@ static enum vm_health fake_health(struct vm *vm)
     return process_health(&of(vm)->process);
 }
 
+static int fake_describe(const struct vm_config *cfg, uint64_t *pages, char profile[VM_PROFILE_MAX + 1],
+                         struct buffer *description, struct error *err)
+{
+    (void)description;
+    (void)err;
+    *pages = cfg->memory_bytes / PAGE_SIZE;
+    fake_profile(profile, *pages);
+    return 0;
+}
+
 const struct vm_ops fake_vm_ops = {
     .name = "fake",
     .running = fake_running,
+    .adopt = fake_adopt,
+    .describe = fake_describe,
     .open = fake_open,
     .suspend = fake_suspend,
     .resume = fake_resume,
@@ -527,22 +551,37 @@ static uint64_t memory_available(void)
     return kib << 10;
 }
 
-static int check_room(const struct vm_config *cfg, uint64_t pages, const char *profile,
-                      struct error *err)
+static int check_profile(const struct vm_config *cfg, uint64_t pages, const char *profile, struct error *err)
 {
     char ours[VM_PROFILE_MAX + 1];
-    uint64_t room = memory_available();
 
     fake_profile(ours, cfg->memory_bytes / PAGE_SIZE);
     if (strcmp(ours, profile) != 0 || pages != cfg->memory_bytes / PAGE_SIZE)
         return error_set(err, "the guest is \"%.200s\", here it is configured as \"%.200s\"", profile,
                          ours);
-    if (fake_running(cfg))
-        return error_set(err, "the guest %s already runs on this host", cfg->name);
+    return fake_running(cfg) ? error_set(err, "the guest %s already runs on this host", cfg->name) : 0;
+}
+
+static int check_room(const struct vm_config *cfg, struct error *err)
+{
+    uint64_t room = memory_available();
+
     if (room < cfg->memory_bytes)
         return error_set(err, "the replica needs %" PRIu64 " MiB, this host has %" PRIu64
                          " MiB available", cfg->memory_bytes >> 20, room >> 20);
     return 0;
+}
+
+static void fake_check(const struct vm_config *cfg, uint64_t pages, const char *profile,
+                       const struct buffer *description, bool here, json_t *lacks)
+{
+    struct error err;
+
+    (void)description;
+    if (check_profile(cfg, pages, profile, &err))
+        preflight_lacks(lacks, "make the sections equal", "%s", err.text);
+    if (!here && check_room(cfg, &err))
+        preflight_lacks(lacks, "give this host more memory, or end something", "%s", err.text);
 }
 
 static int fake_replica_open(struct replica **r, const struct vm_config *cfg, uint64_t pages,
@@ -552,7 +591,7 @@ static int fake_replica_open(struct replica **r, const struct vm_config *cfg, ui
     void *memory;
 
     (void)description;
-    if (check_room(cfg, pages, profile, err))
+    if (check_profile(cfg, pages, profile, err) || check_room(cfg, err))
         return -1;
     f = calloc(1, sizeof(*f));
     if (!f)
@@ -592,6 +631,7 @@ static enum vm_health fake_replica_health(struct replica *r)
 const struct replica_ops fake_replica_ops = {
     .name = "fake",
     .open = fake_replica_open,
+    .check = fake_check,
     .activate = fake_activate,
     .health = fake_replica_health,
     .close = fake_replica_close,

@@ -11,6 +11,7 @@
 #include "machine.h"
 #include "process.h"
 #include "qemu.h"
+#include "vm/preflight.h"
 
 struct qemu_replica {
     struct replica replica;
@@ -113,6 +114,19 @@ static int check_host(const struct vm_config *cfg, uint64_t pages, const char *p
     return 0;
 }
 
+static void replica_check(const struct vm_config *cfg, uint64_t pages, const char *profile,
+                          const struct buffer *description, bool here, json_t *lacks)
+{
+    const char *accelerator;
+    struct error err;
+
+    (void)description;
+    if (check_host(cfg, pages, profile, &accelerator, &err) < 0)
+        preflight_lacks(lacks, "make the hosts and the sections equal", "%s", err.text);
+    if (!here && qemu_check_room(cfg->memory_bytes, &err) < 0)
+        preflight_lacks(lacks, "make room, or end something", "%s", err.text);
+}
+
 static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_t pages,
                         const char *profile, const struct buffer *description, struct error *err)
 {
@@ -192,6 +206,7 @@ static void replica_close(struct replica *r)
 const struct replica_ops qemu_replica_ops = {
     .name = "qemu",
     .open = replica_open,
+    .check = replica_check,
     .activate = replica_activate,
     .health = replica_health,
     .close = replica_close,

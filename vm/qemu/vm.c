@@ -259,9 +259,22 @@ static enum vm_health vm_health(struct vm *vm)
     return qemu_health(&of(vm)->qemu);
 }
 
+static int vm_describe(const struct vm_config *cfg, uint64_t *pages, char profile[VM_PROFILE_MAX + 1],
+                       struct buffer *description, struct error *err)
+{
+    char version[32];
+
+    (void)description;
+    *pages = cfg->memory_bytes / PAGE_SIZE;
+    if (qemu_check_config(cfg, err) < 0 || qemu_binary_version(cfg, version, err) < 0)
+        return -1;
+    return qemu_profile(cfg, version, qemu_accelerator(cfg), profile, err);
+}
+
 const struct vm_ops qemu_vm_ops = {
     .name = "qemu",
     .running = qemu_running,
+    .describe = vm_describe,
     .open = vm_open,
     .suspend = vm_suspend,
     .resume = vm_resume,

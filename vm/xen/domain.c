@@ -9,11 +9,14 @@
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include <xenctrl.h>
+#include <xenguest.h>
 #include <xenstore_lib.h>
 #include <xentoollog.h>
 
 #include "common/cleanup.h"
 #include "domain.h"
+#include "policy.h"
 
 #define MAP_AT_ONCE 16384u /* pages */
 
@@ -194,4 +197,68 @@ int xen_profile(struct xen_domain *d, char profile[VM_PROFILE_MAX + 1], struct e
         return error_set(err, "Xen does not tell its version");
     snprintf(profile, VM_PROFILE_MAX + 1, "xen %u.%u pvh", major, minor);
     return 0;
+}
+
+struct policy {
+    xc_cpu_policy_t *cpu;
+    xen_cpuid_leaf_t *leaves;
+    xen_msr_entry_t *msrs;
+    uint32_t leaf_count, msr_count;
+};
+
+static void free_policy(struct policy *p)
+{
+    if (p->cpu)
+        xc_cpu_policy_destroy(p->cpu);
+    free(p->leaves);
+    free(p->msrs);
+}
+
+/* system: an XEN_SYSCTL_cpu_policy_..., or -1 for the domain's. */
+static int get_policy(struct xen_domain *d, int system, struct policy *p, struct error *err)
+{
+    *p = (struct policy){.cpu = xc_cpu_policy_init()};
+    if (p->cpu && xc_cpu_policy_get_size(d->xc, &p->leaf_count, &p->msr_count) == 0) {
+        p->leaves = calloc(p->leaf_count, sizeof(*p->leaves));
+        p->msrs = calloc(p->msr_count, sizeof(*p->msrs));
+        if (p->leaves && p->msrs &&
+            (system < 0 ? xc_cpu_policy_get_domain(d->xc, d->id, p->cpu)
+                        : xc_cpu_policy_get_system(d->xc, (unsigned)system, p->cpu)) == 0 &&
+            xc_cpu_policy_serialise(d->xc, p->cpu, p->leaves, &p->leaf_count, p->msrs, &p->msr_count) == 0)
+            return 0;
+    }
+    error_set(err, "%s CPU policy: %s", system < 0 ? "the domain's" : "this host's", strerror(errno));
+    free_policy(p);
+    return -1;
+}
+
+int xen_policy_put(struct xen_domain *d, struct buffer *head, struct error *err)
+{
+    struct policy p;
+    int rc;
+
+    if (get_policy(d, d->id ? -1 : XEN_SYSCTL_cpu_policy_hvm_default, &p, err) < 0)
+        return -1;
+    rc = stream_put_record(head, STREAM_CPUID_POLICY, p.leaves, p.leaf_count * sizeof(*p.leaves)) ||
+         stream_put_record(head, STREAM_MSR_POLICY, p.msrs, p.msr_count * sizeof(*p.msrs)) ||
+         stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0);
+    free_policy(&p);
+    return rc ? error_set(err, "no memory") : 0;
+}
+
+int xen_policy_check(struct xen_domain *d, const struct xen_machine *m, struct error *err)
+{
+    struct policy p;
+    const uint8_t *leaves;
+    char text[400];
+    size_t length;
+    unsigned n;
+
+    _Static_assert(sizeof(*p.leaves) == POLICY_LEAF, "as in the stream");
+    if (get_policy(d, XEN_SYSCTL_cpu_policy_hvm_max, &p, err) < 0)
+        return -1;
+    leaves = stream_find(m->head, m->head_length, STREAM_CPUID_POLICY, &length);
+    n = policy_missing(leaves, length, (const uint8_t *)p.leaves, p.leaf_count * sizeof(*p.leaves), text, sizeof(text));
+    free_policy(&p);
+    return n ? error_set(err, "the backup's processors cannot do what the domain was promised: %s", text) : 0;
 }

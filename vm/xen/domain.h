@@ -57,6 +57,11 @@ int xen_domain_destroy(struct xen_domain *d, struct error *err);
 int xen_profile(struct xen_domain *d, char profile[VM_PROFILE_MAX + 1], struct error *err);
 void xen_version(struct xen_domain *d, unsigned *major, unsigned *minor);
 
+/* Appends the domain's CPU policy to a stream's head, or that of a new domain on this host when id is 0. */
+int xen_policy_put(struct xen_domain *d, struct buffer *head, struct error *err);
+/* Can this host give a domain that policy?  head: of a machine that xen_machine_get() has checked. */
+int xen_policy_check(struct xen_domain *d, const struct xen_machine *m, struct error *err);
+
 /* A libxl context with which a daemon with threads and children can live; NULL with err set. */
 struct libxl__ctx *xen_libxl(struct error *err);
 

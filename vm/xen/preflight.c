@@ -57,6 +57,8 @@ static void check_guest(struct xen_domain *d, const struct vm_config *cfg, json_
     if (cfg->memory_bytes && xen_domain_info(d, &info) && info.nr_pages > cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
         preflight_lacks(lacks, "set memory in its section, on both hosts, or leave it out", "domain %s has %lu MiB, its section says %" PRIu64,
                         cfg->name, info.nr_pages >> 8, cfg->memory_bytes >> 20);
+    if (xen_domain_info(d, &info) && info.paused)
+        preflight_lacks(lacks, "xl unpause", "domain %s is paused: it cannot suspend", cfg->name);
     snprintf(path, sizeof(path), "/local/domain/%u/control/feature-suspend", d->id);
     can_suspend = xs_read(d->xs, XBT_NULL, path, &len);
     snprintf(path, sizeof(path), "/local/domain/%u/device/suspend/event-channel", d->id);
@@ -81,6 +83,36 @@ static void check_backup(struct xen_domain *d, const struct vm_config *cfg, json
                         (uint64_t)physical.free_pages >> 8);
     if (access(XEN_SCRIPTS, X_OK) < 0)
         preflight_lacks(lacks, "apt install xen-utils-common", "%s: %m", XEN_SCRIPTS);
+}
+
+int xen_describe(const struct vm_config *cfg, uint64_t *pages, char profile[VM_PROFILE_MAX + 1], struct buffer *description,
+                 struct error *err)
+{
+    __attribute__((cleanup(buffer_free))) struct buffer head = {0};
+    struct xen_range all = {0, cfg->memory_bytes / PAGE_SIZE};
+    struct xen_machine m = {.ranges = &all, .range_count = 1, .config = "{}", .config_length = 2};
+    unsigned major, minor;
+    struct xen_domain d;
+    xc_dominfo_t info;
+    int rc = -1;
+
+    if (xen_domain_connect(&d, err) < 0)
+        return -1;
+    d.id = xen_domain_find(&d, cfg->name);
+    if (d.id && xen_domain_info(&d, &info))
+        all.count = info.nr_pages;
+    if (all.count == 0) /* nobody knows yet */
+        all.count = 1;
+    m.pages = *pages = all.count;
+    xen_version(&d, &major, &minor);
+    if (xen_profile(&d, profile, err) == 0 && stream_put_head(&head, major, minor) == 0 &&
+        xen_policy_put(&d, &head, err) == 0) {
+        m.head = head.data;
+        m.head_length = head.len;
+        rc = xen_machine_put(description, &m) < 0 ? error_set(err, "no memory") : 0;
+    }
+    xen_domain_disconnect(&d);
+    return rc;
 }
 
 void xen_preflight(const struct vm_config *cfg, bool primary, json_t *lacks)

@@ -18,6 +18,7 @@
 #include "common/run-file.h"
 #include "domain.h"
 #include "facts.h"
+#include "vm/preflight.h"
 #include "xen.h"
 
 #define PREPARE_NS (60 * NS_PER_S) /* for the restoring domain to have its memory */
@@ -287,6 +288,35 @@ static int prepare(struct xen_replica *x, const struct xen_machine *m, struct er
     return 0;
 }
 
+/* What check_room() would refuse, but for the memory that is free: xen_preflight's. */
+static void replica_check(const struct vm_config *cfg, uint64_t pages, const char *profile,
+                          const struct buffer *description, bool here, json_t *lacks)
+{
+    char ours[VM_PROFILE_MAX + 1];
+    struct xen_machine m = {0};
+    struct xen_domain d;
+    struct error err;
+
+    (void)pages;
+    (void)here;
+    if (xen_domain_connect(&d, &err) < 0) /* xen_preflight says it */
+        return;
+    if (xen_profile(&d, ours, &err) < 0 || strcmp(ours, profile) != 0)
+        preflight_lacks(lacks, "boot the same version of Xen on both hosts",
+                        "the primary's domain is \"%.100s\", the backup can run \"%s\"", profile, ours);
+    else if (xen_machine_get(&m, description->data, description->len, &err) < 0)
+        preflight_lacks(lacks, "install the same remusd on both hosts", "%s", err.text);
+    else if (xen_policy_check(&d, &m, &err) < 0)
+        preflight_lacks(lacks, "mask it for the guest: cpuid = \"host,FEATURE=0\" in xl.cfg, and xl create anew; or protect it from the other host",
+                        "%s", err.text);
+    if (m.ranges && cfg->memory_bytes && xen_machine_present(&m) > cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
+        preflight_lacks(lacks, "make memory equal in both sections, or leave it out",
+                        "the domain has %" PRIu64 " MiB, the backup's section says %" PRIu64, xen_machine_present(&m) >> 8,
+                        cfg->memory_bytes >> 20);
+    xen_machine_free(&m);
+    xen_domain_disconnect(&d);
+}
+
 static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_t pages,
                         const char *profile, const struct buffer *description, struct error *err)
 {
@@ -360,6 +390,7 @@ const struct replica_ops xen_replica_ops = {
     .name = "xen",
     .open = replica_open,
     .facts = replica_facts,
+    .check = replica_check,
     .activate = replica_activate,
     .settle = replica_settle,
     .health = replica_health,

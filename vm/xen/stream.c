@@ -219,6 +219,25 @@ int xen_machine_get(struct xen_machine *m, const uint8_t *data, size_t len, stru
                : 0;
 }
 
+const uint8_t *stream_find(const uint8_t *head, size_t head_length, enum stream_record wanted, size_t *length)
+{
+    const uint8_t *at = head + IMAGE_HEADER + DOMAIN_HEADER;
+    uint32_t type, len;
+
+    for (; at < head + head_length; at += RECORD_HEADER + len + padding(len)) {
+        memcpy(&type, at, 4);
+        memcpy(&len, at + 4, 4);
+        type = le32toh(type);
+        len = le32toh(len);
+        if (type == wanted) {
+            *length = len;
+            return at + RECORD_HEADER;
+        }
+    }
+    *length = 0;
+    return NULL;
+}
+
 void xen_machine_free(struct xen_machine *m)
 {
     free(m->ranges);

@@ -78,6 +78,9 @@ uint64_t xen_machine_present(const struct xen_machine *m);
 int xen_machine_get(struct xen_machine *m, const uint8_t *data, size_t len, struct error *err);
 void xen_machine_free(struct xen_machine *m);
 
+/* The body of a record of a head that xen_machine_get() has checked. */
+const uint8_t *stream_find(const uint8_t *head, size_t head_length, enum stream_record type, size_t *length);
+
 /* Is this a checkpoint's machine state: TSC_INFO, HVM_CONTEXT and HVM_PARAMS, once each and whole?
  */
 int stream_check_state(const uint8_t *data, size_t len, struct error *err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 #include <dirent.h>
 #include <errno.h>
+#include <glob.h>
 #include <inttypes.h>
 #include <libxl.h>
 #include <libxl_utils.h>
@@ -13,12 +14,12 @@
 #include <xencall.h>
 #include <xenctrl.h>
 #include <xen/hvm/params.h>
+#include <xendevicemodel.h>
 #include <xenevtchn.h>
 #include <xenguest.h>
 
 #include "common/cleanup.h"
 #include "common/clock.h"
-#include "common/run-file.h"
 #include "domain.h"
 #include "facts.h"
 #include "xen.h"
@@ -43,6 +44,9 @@ struct xen_vm {
     uint64_t nr_pages; /* as Xen counts them, when the memory was mapped */
     struct bitmap present;
     bool scanned; /* once, so that log-dirty mode knows all since */
+    bool tracking;               /* log-dirty mode is on, and ours */
+    xendevicemodel_handle *dm;   /* for the canary */
+    uint64_t canary;             /* the first page that the domain has; see clean() */
     bool stale;          /* what is mapped is not what the domain has */
     bool suspended;
     bool late;                   /* a request that we gave up may still be taken up by the guest */
@@ -52,7 +56,6 @@ struct xen_vm {
     xenevtchn_handle *events;
     int channel, channel_lock;   /* the guest's suspend event channel, -1: none */
     uint64_t resumed_at;
-    char marker[128];            /* file that says that log-dirty mode is ours */
     struct buffer params;        /* HVM_PARAMS, the same for the domain's life */
     xc_hypercall_buffer_t dirty; /* one bit a page */
 };
@@ -184,32 +187,6 @@ static int find_pages(struct xen_vm *v, struct xen_machine *m, struct error *err
         return error_set(err, "%" PRIu64 " pages found, Xen counts %" PRIu64,
                          xen_machine_present(m), v->nr_pages);
     return rc;
-}
-
-static int put_policy(struct xen_vm *v, struct buffer *head, struct error *err)
-{
-    uint32_t leaf_count = 0, msr_count = 0;
-    cleanup_free xen_cpuid_leaf_t *leaves = NULL;
-    cleanup_free xen_msr_entry_t *msrs = NULL;
-    xc_cpu_policy_t *policy = xc_cpu_policy_init();
-    int rc = -1;
-
-    if (policy && xc_cpu_policy_get_size(v->domain.xc, &leaf_count, &msr_count) == 0) {
-        leaves = calloc(leaf_count, sizeof(*leaves));
-        msrs = calloc(msr_count, sizeof(*msrs));
-        if (leaves && msrs && xc_cpu_policy_get_domain(v->domain.xc, v->domain.id, policy) == 0)
-            rc = xc_cpu_policy_serialise(v->domain.xc, policy, leaves, &leaf_count, msrs,
-                                         &msr_count);
-    }
-    if (policy)
-        xc_cpu_policy_destroy(policy);
-    if (rc)
-        return error_set(err, "the domain's CPU policy: %s", strerror(errno));
-    return stream_put_record(head, STREAM_CPUID_POLICY, leaves, leaf_count * sizeof(*leaves)) ||
-                   stream_put_record(head, STREAM_MSR_POLICY, msrs, msr_count * sizeof(*msrs)) ||
-                   stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0)
-               ? error_set(err, "no memory")
-               : 0;
 }
 
 static int put_params(struct xen_vm *v, struct error *err)
@@ -381,6 +358,24 @@ static int vm_facts(const struct vm_config *section, struct vm_facts *facts, str
     return rc < 0 ? error_prefix(err, "domain \"%s\"", section->name) : 0;
 }
 
+static int vm_adopt_domain(const struct vm_config *section, uint64_t *memory_bytes, struct error *err)
+{
+    struct vm_learned learned;
+    struct xen_domain d = {0};
+    struct vm_facts facts;
+    int rc;
+
+    vm_learned_init(&learned, section);
+    if (vm_facts(section, &facts, err) < 0 || vm_learn(&learned, section, &facts, err) < 0 ||
+        xen_domain_connect(&d, err) < 0)
+        return -1;
+    *memory_bytes = 0;
+    d.id = xen_domain_find(&d, section->name);
+    rc = xen_domain_check(&d, &learned.cfg, err);
+    xen_domain_disconnect(&d);
+    return rc < 0 ? error_prefix(err, "domain \"%s\"", section->name) : 0;
+}
+
 static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer head = {0};
@@ -392,7 +387,7 @@ static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
     xen_version(&v->domain, &major, &minor);
     if (stream_put_head(&head, major, minor) < 0)
         return error_set(err, "no memory");
-    if (put_policy(v, &head, err) < 0)
+    if (xen_policy_put(&v->domain, &head, err) < 0)
         return -1;
     m->head = head.data;
     m->head_length = head.len;
@@ -419,6 +414,7 @@ static int map_memory(struct xen_vm *v, struct error *err)
     if (find_pages(v, &m, err) == 0 && describe(v, &m, err) == 0) {
         for (unsigned i = 0; i < m.range_count; i++)
             bitmap_set_range(&v->present, m.ranges[i].first, m.ranges[i].count);
+        v->canary = m.ranges[0].first;
         v->vm.memory = xen_domain_map(&v->domain, m.pages, m.ranges, m.range_count, false, err);
         rc = v->vm.memory ? 0 : -1;
     }
@@ -428,31 +424,62 @@ static int map_memory(struct xen_vm *v, struct error *err)
 
 /* --- dirty pages --- */
 
-/* A migration uses log-dirty mode too: only what an earlier daemon left on may be turned off. */
+static int not_ours(struct xen_vm *v, struct error *err)
+{
+    v->tracking = false;
+    return error_set(err, "something else tracks the domain's pages: xl migrate, save or remus");
+}
+
+/* Xen counts the page as written. */
+static int mark_canary(struct xen_vm *v, struct error *err)
+{
+    return xendevicemodel_modified_memory(v->dm, (domid_t)v->domain.id, v->canary, 1) < 0
+               ? error_set(err, "a page cannot be marked as written: %s", strerror(errno))
+               : 0;
+}
+
+/* Does a process run here that may need log-dirty mode: another remusd, or what xl has to save this domain? */
+static bool tracked_by_others(uint32_t domid)
+{
+    glob_t processes = {0};
+    bool found = false;
+    char id[16];
+    int length = snprintf(id, sizeof(id), "%u", domid) + 1;
+
+    glob("/proc/[1-9]*/cmdline", 0, NULL, &processes);
+    for (size_t i = 0; i < processes.gl_pathc; i++) {
+        const char *path = processes.gl_pathv[i], *name;
+        FILE *f = fopen(path, "re");
+        char words[4096] = "";
+        size_t n = f ? fread(words, 1, sizeof(words) - 1, f) : 0;
+
+        if (f)
+            fclose(f);
+        name = strrchr(words, '/') ? strrchr(words, '/') + 1 : words;
+        found |= strcmp(name, "remusd") == 0 && atoi(path + strlen("/proc/")) != getpid();
+        found |= strcmp(name, "libxl-save-helper") == 0 && memmem(words, n, id, (size_t)length);
+    }
+    globfree(&processes);
+    return found;
+}
+
+/* A migration uses log-dirty mode too: only what one that was killed has left on may be turned off. */
 static int start_tracking(struct xen_vm *v, struct error *err)
 {
     struct xen_domain *d = &v->domain;
-    unsigned long marked = 0;
-    FILE *f = fopen(v->marker, "re");
+    int rc = xc_shadow_control(d->xc, d->id, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0);
 
-    if (f) {
-        if (fscanf(f, "%lu", &marked) == 1 && marked == d->id)
-            xc_shadow_control(d->xc, d->id, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
-        fclose(f);
+    if (rc < 0 && errno == EINVAL && !tracked_by_others(d->id)) {
+        xc_shadow_control(d->xc, d->id, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
+        rc = xc_shadow_control(d->xc, d->id, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0);
     }
-    if (xc_shadow_control(d->xc, d->id, XEN_DOMCTL_SHADOW_OP_ENABLE_LOGDIRTY, NULL, 0) < 0)
-        return errno == EINVAL || errno == EEXIST
-                   ? error_set(err, "something else tracks the domain's pages: a migration, xl "
-                                    "save or xl remus")
+    if (rc < 0)
+        return errno == EINVAL ? not_ours(v, err)
                : errno == EOPNOTSUPP
                    ? error_set(err, "this Xen has no log-dirty mode for the domain")
                    : error_set(err, "log-dirty mode: %s", strerror(errno));
-    f = fopen(v->marker, "we");
-    if (f) {
-        fprintf(f, "%u\n", d->id);
-        fclose(f);
-    }
-    return 0;
+    v->tracking = true;
+    return mark_canary(v, err);
 }
 
 static int allocate_dirty(struct xen_vm *v)
@@ -465,23 +492,49 @@ static int allocate_dirty(struct xen_vm *v)
     return map ? 0 : -1;
 }
 
+/*
+ * Reads what was written and starts afresh.  Xen lets xl take log-dirty mode over without a word, and what one of two reads
+ * the other never sees (R8).  So one page, the canary, always counts as written: when it does not, somebody else has read, and
+ * what he has yet to read is left to him.
+ */
+static int clean(struct xen_vm *v, struct error *err)
+{
+    DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
+    const struct {
+        unsigned op;
+        uint64_t pages;
+    } reads[] = {{XEN_DOMCTL_SHADOW_OP_PEEK, v->canary + 1}, {XEN_DOMCTL_SHADOW_OP_CLEAN, v->vm.pages}};
+
+    if (!v->tracking)
+        return not_ours(v, err);
+    for (unsigned i = 0; i < 2; i++) {
+        if (xc_logdirty_control(v->domain.xc, v->domain.id, reads[i].op, HYPERCALL_BUFFER(map), reads[i].pages, 0, NULL) < 0)
+            return error_set(err, "the domain's dirty pages: %s", strerror(errno));
+        if (!(map[v->canary / 64] >> v->canary % 64 & 1))
+            return not_ours(v, err);
+    }
+    return mark_canary(v, err);
+}
+
 static int vm_scan(struct vm *vm, struct bitmap *dirty, struct error *err)
 {
     struct xen_vm *v = of(vm);
     DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
     xc_dominfo_t info;
 
+    vm->unwilling = false;
     if (!xen_domain_info(&v->domain, &info))
         return error_set(err, "the domain is gone");
     /* What is ballooned out stays allocated while it is mapped here; a page that comes counts. */
-    if (info.nr_pages != v->nr_pages || v->stale) {
+    if (v->tracking && (info.nr_pages != v->nr_pages || v->stale)) {
         v->stale = vm->unwilling = true;
         return error_set(err, "the domain had %" PRIu64 " pages and now has %lu: it was ballooned",
                          v->nr_pages, info.nr_pages);
     }
-    if (xc_logdirty_control(v->domain.xc, v->domain.id, XEN_DOMCTL_SHADOW_OP_CLEAN,
-                            HYPERCALL_BUFFER(map), vm->pages, 0, NULL) < 0)
-        return error_set(err, "the domain's dirty pages: %s", strerror(errno));
+    if (clean(v, err) < 0) {
+        v->stale = vm->unwilling = true;
+        return -1;
+    }
     for (uint64_t w = 0; w < (vm->pages + 63) / 64; w++)
         dirty->words[w] |= (v->scanned ? map[w] : UINT64_MAX) & v->present.words[w];
     v->scanned = true;
@@ -736,6 +789,8 @@ static void let_go(struct xen_vm *v)
     release_channel(v);
     if (v->events)
         xenevtchn_close(v->events);
+    if (v->dm)
+        xendevicemodel_close(v->dm);
     if (map)
         xc_hypercall_buffer_free_pages(v->domain.xc, map,
                                        (int)(((v->vm.pages + 63) / 64 * 8 + PAGE_SIZE - 1) /
@@ -751,8 +806,8 @@ static void vm_close(struct vm *vm)
 {
     struct xen_vm *v = of(vm);
 
-    xc_shadow_control(v->domain.xc, v->domain.id, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
-    unlink(v->marker);
+    if (v->tracking)
+        xc_shadow_control(v->domain.xc, v->domain.id, XEN_DOMCTL_SHADOW_OP_OFF, NULL, 0);
     let_go(v);
 }
 
@@ -765,7 +820,6 @@ static void vm_destroy(struct vm *vm)
     xc_domain_pause(v->domain.xc, v->domain.id);
     unmap_memory(v);
     xen_domain_destroy(&v->domain, NULL);
-    unlink(v->marker);
     let_go(v);
 }
 
@@ -782,8 +836,8 @@ static enum vm_health vm_health(struct vm *vm)
             release_channel(v);
             v->channel_news = true;
         }
-        /* As long as ballooning goes on this fails, and is tried again. */
-        if (v->stale || (!v->scanned && info.nr_pages != v->nr_pages)) {
+        /* As long as ballooning goes on, or another tracks the pages, this fails, and is tried again. */
+        if ((v->stale || (!v->scanned && info.nr_pages != v->nr_pages)) && (v->tracking || start_tracking(v, NULL) == 0)) {
             unmap_memory(v);
             v->nr_pages = info.nr_pages;
             v->scanned = false;
@@ -821,6 +875,9 @@ static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *e
     v->vm.pages = pages;
     if (watch(v, err) < 0)
         return -1;
+    v->dm = xendevicemodel_open(NULL, 0);
+    if (!v->dm)
+        return error_set(err, "device model calls: %s", strerror(errno));
     if (bitmap_init(&v->present, pages) < 0 || allocate_dirty(v) < 0)
         return error_set(err, "no memory for %lu pages' bits", (unsigned long)pages);
     if (map_memory(v, err) < 0 || put_params(v, err) < 0 || start_tracking(v, err) < 0)
@@ -848,9 +905,7 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
     v->domain.id = xen_domain_find(&v->domain, cfg->name);
     snprintf(v->control, sizeof(v->control), "/local/domain/%u/control/shutdown", v->domain.id);
     snprintf(v->advertised, sizeof(v->advertised), "/local/domain/%u/device/suspend/event-channel", v->domain.id);
-    if (run_path(cfg, ".logdirty", v->marker, sizeof(v->marker)) < 0)
-        error_set(err, "run-dir = \"%s\" is too long", cfg->run_dir);
-    else if (v->domain.id == 0)
+    if (v->domain.id == 0)
         error_set(err, "there is no domain \"%s\": start it with xl create", cfg->name);
     else if (xen_profile(&v->domain, v->vm.profile, err) == 0 && set_up(v, cfg, err) == 0) {
         *vm = &v->vm;
@@ -867,6 +922,8 @@ const struct vm_ops xen_vm_ops = {
     .running = vm_running,
     .appeared = vm_appeared,
     .facts = vm_facts,
+    .adopt = vm_adopt_domain,
+    .describe = xen_describe,
     .preflight = xen_preflight,
     .open = vm_open,
     .suspend = vm_suspend,

@@ -25,6 +25,8 @@
 
 extern const struct vm_ops xen_vm_ops;
 extern const struct replica_ops xen_replica_ops;
+int xen_describe(const struct vm_config *cfg, uint64_t *pages, char profile[VM_PROFILE_MAX + 1], struct buffer *description,
+                 struct error *err);
 void xen_preflight(const struct vm_config *cfg, bool primary, struct json_t *lacks);
 
 /* When a step of a takeover was done, in RUN_DIR/NAME.restore.log: seconds of CLOCK_MONOTONIC, words. */
