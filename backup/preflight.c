@@ -20,14 +20,6 @@
 
 #define EVERYTHING_NS (10 * NS_PER_S) /* then the primary has given up, too */
 
-static uint64_t realtime(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
-}
-
 /* "10.0.0.1:2" and "10.0.0.1:3" */
 static bool same_host(const char *a, const char *b)
 {
@@ -69,15 +61,13 @@ static bool check_state(struct standby *s, const char *peer, json_t *lacks)
 /* learns: of the guest itself what its section leaves out. */
 static void check_equal(const struct vm_config *cfg, bool learns, const struct proto_hello *hello, json_t *lacks)
 {
-    static const char *const netbufs[] = {"auto", "frames", "nfqueue", "plug"};
-    const char *netbuf = netbufs[cfg->netbuf];
     const struct {
         const char *key, *there, *here;
     } keys[] = {
         {"mac", hello->mac, cfg->mac},
         {"guest-bridge", hello->guest_bridge, cfg->guest_bridge},
         {"vif", hello->vif, cfg->vif},
-        {"netbuf", hello->netbuf, netbuf},
+        {"netbuf", hello->netbuf, config_netbuf_name(cfg->netbuf)},
     };
     char remedy[64];
 
@@ -237,13 +227,13 @@ static void answer_probes(struct link *link, uint64_t deadline)
 
     for (unsigned n = 0; n < PROTO_PROBES_MAX && clock_ns() < deadline &&
                          link_recv(link, &rec, deadline, &err) == LINK_RECORD;) {
-        probe.received = realtime();
+        probe.received = clock_realtime_ns();
         if (rec.type == PROTO_HEARTBEAT)
             continue;
         if (rec.type != PROTO_PROBE)
             return;
         n++;
-        probe.sent = realtime();
+        probe.sent = clock_realtime_ns();
         iov = (struct iovec){body, proto_put_probe(body, &probe)};
         if (link_send(link, PROTO_PROBE, 0, &iov, 1) < 0)
             return;

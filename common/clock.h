@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* Monotonic time in nanoseconds.  Pure modules never call this: they are handed `now`. */
+/* Monotonic time, and that of the calendar, in nanoseconds.  Pure modules never call this: they are handed `now`. */
 #ifndef REMUS_CLOCK_H
 #define REMUS_CLOCK_H
 
@@ -15,6 +15,15 @@ static inline uint64_t clock_ns(void)
     struct timespec ts;
 
     clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+/* Since 1970; for comparing hosts and for people, never for deadlines. */
+static inline uint64_t clock_realtime_ns(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_REALTIME, &ts);
     return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
 }
 

@@ -240,6 +240,7 @@ static int set_services(const struct key *key, void *field, const char *value)
 #define TOP(field) offsetof(struct config, field)
 #define VM(field) offsetof(struct vm_config, field)
 #define WORDS(...) .words = (const char *const[]){__VA_ARGS__, NULL}
+static const char *const netbuf_words[] = {"auto", "frames", "nfqueue", "plug", NULL}; /* as enum netbuf */
 #define ADDRESS_WANT "HOST:PORT or [IPV6]:PORT, PORT from 1 to 65535"
 
 _Static_assert(sizeof(enum degrade_policy) == sizeof(int), "set_enum writes an int");
@@ -292,7 +293,7 @@ static const struct key vm_keys[] = {
     {"vif", set_interface, VM(vif), NULL, "an interface name of at most 15 octets", 0, 0, NULL},
     {"nfqueue", set_number, VM(nfqueue), "0", "queues", 0, 65534, NULL},
     {"netbuf", set_enum, VM(netbuf), "auto", "auto, frames, nfqueue or plug", 0, 0,
-     WORDS("auto", "frames", "nfqueue", "plug")},
+     .words = netbuf_words},
     {"services", set_services, VM(services), NULL,
      "pgsql:PORT, mysql:PORT or dscp:MARK (1 to 63, once), at most 16 of them with blanks in between", 0, 0, NULL},
     {"open-when", set_enum, VM(open_when), "active", "active or in-transaction", 0, 0,
@@ -821,6 +822,11 @@ void config_free_section(struct vm_config *vm)
     if (vm)
         free_vm(vm);
     free(vm);
+}
+
+const char *config_netbuf_name(enum netbuf netbuf)
+{
+    return netbuf_words[netbuf];
 }
 
 const struct vm_config *config_vm(const struct config *cfg, const char *name)

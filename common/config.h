@@ -128,6 +128,9 @@ const struct vm_config *config_vm(const struct config *cfg, const char *name);
 #define CONFIG_SERVICES_MAX 16
 int config_next_service(const char **at, char protocol[16], uint16_t *value);
 
+/* As the key netbuf has it. */
+const char *config_netbuf_name(enum netbuf netbuf);
+
 /* Splits HOST:PORT ([V6]:PORT too) into two strings for getaddrinfo(3). */
 int config_split_address(const char *address, char host[256], char port[16], struct error *err);
 

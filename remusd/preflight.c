@@ -35,14 +35,6 @@ struct measured {
     double octets_s;
 };
 
-static uint64_t realtime(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_REALTIME, &ts);
-    return (uint64_t)ts.tv_sec * NS_PER_S + (uint64_t)ts.tv_nsec;
-}
-
 /* The next record that is no heartbeat, whoever sends how many of these. */
 static int next_record(struct link *link, struct record *rec, uint64_t deadline, struct error *err)
 {
@@ -91,12 +83,12 @@ static int ping(struct link *link, struct measured *m, uint64_t deadline, struct
     uint8_t octets[16] = {0};
 
     for (unsigned i = 0; i < PINGS; i++) {
-        uint64_t began = clock_ns(), sent = realtime(), came;
+        uint64_t began = clock_ns(), sent = clock_realtime_ns(), came;
         struct proto_probe there;
 
         if (send_probe(link, octets, sizeof(octets), err) < 0 || take_answer(link, &there, deadline, err) < 0)
             return -1;
-        came = realtime();
+        came = clock_realtime_ns();
         took[i] = clock_ns() - began;
         if (took[i] >= best)
             continue;
@@ -248,7 +240,6 @@ static void check_images(const struct vm_config *cfg, struct proto_hello *hello,
 
 static int send_hello(struct link *link, const struct vm_config *cfg, json_t *lacks, struct error *err)
 {
-    static const char *const netbufs[] = {"auto", "frames", "nfqueue", "plug"};
     const struct vm_ops *ops = vm_platform(cfg->platform);
     __attribute__((cleanup(buffer_free))) struct buffer description = {0};
     struct vm_learned learned;
@@ -276,7 +267,7 @@ static int send_hello(struct link *link, const struct vm_config *cfg, json_t *la
     snprintf(hello.mac, sizeof(hello.mac), "%s", learned.cfg.mac);
     snprintf(hello.guest_bridge, sizeof(hello.guest_bridge), "%s", learned.cfg.guest_bridge);
     snprintf(hello.vif, sizeof(hello.vif), "%s", cfg->vif);
-    snprintf(hello.netbuf, sizeof(hello.netbuf), "%s", netbufs[cfg->netbuf]);
+    snprintf(hello.netbuf, sizeof(hello.netbuf), "%s", config_netbuf_name(cfg->netbuf));
     if (ops && ops->describe && ops->describe(cfg, &hello.pages, hello.profile, &description, err) < 0) {
         preflight_lacks(lacks, "mend that first", "what the guest is cannot be told to the backup: %s", err->text);
         lack(lacks, "primary");

@@ -43,6 +43,18 @@ static struct net_flow flow(unsigned k)
     return f;
 }
 
+/* What says nothing about a flow: priority bits, and what is not used of tags and addresses. */
+static void dirty(struct net_flow *f)
+{
+    for (unsigned t = 0; t < f->tags; t++)
+        f->tag[t * 4 + 2] |= 0xe0;
+    memset(f->tag + f->tags * 4, 0xee, sizeof(f->tag) - f->tags * 4u);
+    if (f->family == 4) {
+        memset(f->ip + 4, 0xee, 12);
+        memset(f->peer_ip + 4, 0xee, 12);
+    }
+}
+
 static struct reset *listed(unsigned from, unsigned to)
 {
     struct net_addresses none = {0};
@@ -54,6 +66,7 @@ static struct reset *listed(unsigned from, unsigned to)
     assert_int_equal(net_state_encode(&b, &none, to - from), 0);
     for (unsigned k = to; k-- > from;) {
         struct net_flow f = flow(k);
+        dirty(&f);
         net_state_add_flow(&b, 0, &f);
     }
     assert_int_equal(net_state_decode(&s, b.data, b.len, &err), 0);
@@ -132,6 +145,7 @@ static struct packet checked(const struct reset_frame *r, const struct net_flow 
     assert_int_equal(p.sport, guest ? f->peer_port : f->port);
     assert_int_equal(p.dport, guest ? f->port : f->peer_port);
     assert_int_equal(p.data_len, 0);
+    assert_int_equal(r->data[at + (f->family == 4 ? 8 : 7)], 64); /* hops */
     if (f->family == 4)
         assert_int_equal(sum(0, r->data + at, 20), 0xffff);
     assert_int_equal(sum(sum(sum(6 + 20, p.src, n), p.dst, n), p.data - 20, 20), 0xffff);
