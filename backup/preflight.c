@@ -174,6 +174,8 @@ static json_t *find_lacks(struct standby *s, const struct proto_hello *hello, co
         known.memory_bytes = hello->pages * PAGE_SIZE;
     if (learns && !*known.guest_bridge)
         known.guest_bridge = (char *)hello->guest_bridge;
+    if (learns && !*known.tap && !*known.vif && *hello->mac)
+        known.vif = (char *)"vif"; /* one it will have */
     report = preflight(&known, false);
     lacks = json_incref(json_object_get(report, "lacks"));
     json_decref(report);

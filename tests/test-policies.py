@@ -377,7 +377,7 @@ def fresh_guest_does_not_replace_a_checkpoint_that_waits_R7():
 
 @suite.test
 def preflight_finds_nothing_missing_where_it_works():
-    with Pair() as pair:
+    with Pair(interval=500) as pair:
         pair.protect()
         for host, role in (pair.primary, "primary"), (pair.backup, "backup"):
             found = host.do("preflight")

@@ -190,9 +190,9 @@ struct leaf {
 /* R7: a guest is not protected where it could not run. */
 static void processors_compared(void **state)
 {
-    struct leaf guest[] = {{0, NONE, 13, 1, 2, 3}, {1, NONE, 9, 9, 1u << 31 | 1u << 27 | 1u << 28, 7}, {7, 0, 1, 1u << 5 | 1u << 6, 1u << 4, 0},
+    struct leaf guest[] = {{0x80000001, NONE, 0, 0, 0, 0x0183f3ff}, {0, NONE, 13, 1, 2, 3}, {1, NONE, 9, 9, 1u << 31 | 1u << 27 | 1u << 28, 7}, {7, 0, 1, 1u << 5 | 1u << 6, 1u << 4, 0},
                            {7, 1, 0, 0, 0, 0}, {0x80000000, NONE, 0x80000008, 0, 0, 0}};
-    struct leaf host[] = {{0, NONE, 22, 1, 2, 3}, {1, NONE, 5, 5, 1u << 28 | 1, 7}, {7, 0, 2, ~0u, 0, 0}, {7, 1, 1, 0, 0, 0},
+    struct leaf host[] = {{0x80000001, NONE, 0, 0, 0, 0}, {0, NONE, 22, 1, 2, 3}, {1, NONE, 5, 5, 1u << 28 | 1, 7}, {7, 0, 2, ~0u, 0, 0}, {7, 1, 1, 0, 0, 0},
                           {0x80000000, NONE, 0x80000008, 0, 0, 0}};
     char text[400], little[40], many[400];
     struct buffer head = {0};
@@ -202,19 +202,19 @@ static void processors_compared(void **state)
     (void)state;
     assert_int_equal(MISSING(guest, host, text), 0); /* more is no matter, nor what is turned on by the guest */
     assert_string_equal(text, "");
-    host[2].b = 0;
+    host[3].b = 0;
     assert_int_equal(MISSING(guest, host, text), 2);
     assert_string_equal(text, "avx2 (leaf 0x7 ebx bit 5), leaf 0x7 ebx bit 6");
-    host[2].leaf = 8; /* no such leaf */
+    host[3].leaf = 8; /* no such leaf */
     assert_int_equal(MISSING(guest, host, text), 2);
-    guest[3].a = 1u << 4;
-    guest[4].a++;
-    guest[0].b++;
+    guest[4].a = 1u << 4;
+    guest[5].a++;
+    guest[1].b++;
     assert_int_equal(MISSING(guest, host, text), 5);
     assert_non_null(strstr(text, "avx-vnni (leaf 0x7 eax bit 4), its maker (vendor), leaf 0x80000000: 0x80000009 is the highest, here 0x80000008"));
     assert_int_equal(MISSING(guest, host, little), 5);
     assert_string_equal(little, "avx2 (leaf 0x7 ebx bit 5), and more");
-    guest[1].c = guest[1].d = ~0u;
+    guest[2].c = guest[2].d = ~0u;
     assert_true(policy_missing((uint8_t *)guest, sizeof(guest), NULL, 0, many, sizeof(many)) > 60);
     assert_true(strlen(many) < sizeof(many) && strstr(many, ", and more"));
     for (size_t cut = 0; cut < sizeof(guest); cut++) /* R10: any length */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "preflight.h"
@@ -49,6 +50,58 @@ static void check_tap(const struct vm_config *cfg, json_t *lacks)
     preflight_lacks(lacks, remedy, "there is no interface %s (tap)", cfg->tap);
 }
 
+/* Loaded, built in, or there to be loaded; and when that cannot be told. */
+static bool kernel_has(const char *module)
+{
+    static const char *const lists[] = {"modules.dep", "modules.builtin"};
+    char path[PATH_MAX], line[PATH_MAX], name[64];
+    struct utsname kernel;
+    bool found = false;
+
+    snprintf(path, sizeof(path), "/sys/module/%s", module);
+    if (access(path, F_OK) == 0 || uname(&kernel) < 0)
+        return true;
+    snprintf(name, sizeof(name), "/%s.ko", module);
+    for (size_t i = 0; i < sizeof(lists) / sizeof(*lists) && !found; i++) {
+        FILE *f;
+
+        snprintf(path, sizeof(path), "/lib/modules/%s/%s", kernel.release, lists[i]);
+        f = fopen(path, "re");
+        if (!f)
+            return true;
+        while (!found && fgets(line, sizeof(line), f)) {
+            line[strcspn(line, ":")] = '\0'; /* what it needs stands behind */
+            found = strstr(line, name);
+        }
+        fclose(f);
+    }
+    return found;
+}
+
+static const char *missing_module(const char *const *modules)
+{
+    while (*modules && kernel_has(*modules))
+        modules++;
+    return *modules;
+}
+
+void preflight_netbuf(const struct vm_config *cfg, bool primary, json_t *lacks)
+{
+    static const char *const queue[] = {"nfnetlink_queue", "nft_queue", NULL};
+    static const char *const plug[] = {"sch_plug", "ifb", "act_mirred", "cls_matchall", NULL};
+    const char *no_queue = missing_module(queue), *no_plug = missing_module(plug);
+    bool may_plug = cfg->netbuf == NETBUF_PLUG || (cfg->netbuf == NETBUF_AUTO && !(primary && *cfg->services));
+
+    if (may_plug && !no_plug)
+        return;
+    if (cfg->netbuf == NETBUF_PLUG)
+        preflight_lacks(lacks, "boot a kernel that has it, or netbuf = nfqueue", "the kernel has no module %s (netbuf = plug)", no_plug);
+    else if (no_queue)
+        preflight_lacks(lacks, "boot a kernel that has it, or use tap instead of vif", "the kernel has no module %s (netbuf = nfqueue)", no_queue);
+    else if (!preflight_program("nft"))
+        preflight_lacks(lacks, "apt install nftables", "nft is not installed (netbuf = nfqueue)");
+}
+
 static void check_disks(const struct vm_config *cfg, bool primary, json_t *lacks)
 {
     const char *libexec = getenv("REMUS_LIBEXEC");
@@ -86,6 +139,8 @@ json_t *preflight(const struct vm_config *cfg, bool primary)
         preflight_lacks(lacks, "install what its libraries need, and configure and build remusd again",
                         "this build has no platform %s", cfg->platform);
     check_tap(cfg, lacks);
+    if (*cfg->vif)
+        preflight_netbuf(cfg, primary, lacks);
     check_disks(cfg, primary, lacks);
     if (ops && ops->preflight)
         ops->preflight(cfg, primary, lacks);

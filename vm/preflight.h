@@ -19,6 +19,8 @@ json_t *preflight(const struct vm_config *cfg, bool primary);
 
 /* For platforms (vm.h). */
 void preflight_lacks(json_t *lacks, const char *remedy, const char *what, ...) __attribute__((format(printf, 3, 4)));
+/* Can the kernel hold the packets of a guest's interface, as netbuf = says?  For a platform whose section need not name it; else asked already. */
+void preflight_netbuf(const struct vm_config *cfg, bool primary, json_t *lacks);
 bool preflight_program(const char *name); /* is it where root's PATH leads? */
 
 #endif

@@ -16,6 +16,8 @@ struct name {
     const char *name;
 };
 
+#define COPIES_OF_LEAF_1 0x0183f3ffu /* in 0x80000001 edx, on AMD: a domain's policy has them, that of a host has not */
+
 #define NAMES(...) .names = (const struct name[]){__VA_ARGS__, {0, NULL}}
 
 /* Where there are features; those that the kernel turns on itself, or that only say that there is a hypervisor, are in `ignored'. */
@@ -38,7 +40,7 @@ static const struct features {
     {7, 1, EAX, 0, NAMES({4, "avx-vnni"}, {5, "avx512-bf16"})},
     {0xd, 1, EAX, 0, NAMES({0, "xsaveopt"}, {1, "xsavec"}, {2, "xgetbv1"}, {3, "xsaves"})},
     {0x80000001, 0, ECX, 0, NAMES({5, "lzcnt"}, {6, "sse4a"}, {8, "prefetchw"}, {11, "xop"}, {16, "fma4"}, {21, "tbm"})},
-    {0x80000001, 0, EDX, 0, NAMES({20, "nx"}, {26, "1g-pages"}, {27, "rdtscp"}, {29, "long mode"})},
+    {0x80000001, 0, EDX, COPIES_OF_LEAF_1, NAMES({20, "nx"}, {26, "1g-pages"}, {27, "rdtscp"}, {29, "long mode"})},
     {0x80000007, 0, EDX, 0, NAMES({8, "invariant tsc"})},
     {0x80000008, 0, EBX, 0, NAMES({0, "clzero"}, {12, "ibpb"}, {14, "ibrs"}, {15, "stibp"}, {24, "ssbd"})},
     {0x80000021, 0, EAX, 0, NAMES({2, "lfence+"})},

@@ -22,7 +22,7 @@ static void check_host(const struct vm_config *cfg, json_t *lacks)
                  cfg->guest_bridge);
         if (access(path, F_OK) < 0)
             preflight_lacks(lacks, remedy, "there is no bridge %s (guest-bridge)", cfg->guest_bridge);
-        if (access("/dev/net/tun", F_OK) < 0)
+        if (*cfg->tap && access("/dev/net/tun", F_OK) < 0)
             preflight_lacks(lacks, "modprobe tun, and a line tun in /etc/modules-load.d", "the kernel has no tap interfaces");
     }
     if (cfg->disk_count == 0)
@@ -54,6 +54,8 @@ static void check_guest(struct xen_domain *d, const struct vm_config *cfg, json_
     if (xen_domain_facts(d, &facts, &err) < 0 || vm_learn(&learned, cfg, &facts, &err) < 0 ||
         xen_domain_check(d, &learned.cfg, &err) < 0)
         preflight_lacks(lacks, "xl destroy, mend xl.cfg or its section, xl create", "domain %s: %s", cfg->name, err.text);
+    else if (!*cfg->vif && *learned.cfg.vif)
+        preflight_netbuf(cfg, true, lacks);
     if (cfg->memory_bytes && xen_domain_info(d, &info) && info.nr_pages > cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
         preflight_lacks(lacks, "set memory in its section, on both hosts, or leave it out", "domain %s has %lu MiB, its section says %" PRIu64,
                         cfg->name, info.nr_pages >> 8, cfg->memory_bytes >> 20);
