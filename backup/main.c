@@ -108,30 +108,36 @@ static int name_images(const struct config *cfg, const struct proto_hello *hello
     return 0;
 }
 
-/* A VM without a section that a primary wants to protect here: under `others'. */
+/* The keys of a section for a VM that has none, and that a primary wants to protect here: under `others'. */
+static int draft(const struct config *cfg, const struct proto_hello *hello, char keys[KEPT_KEYS_MAX], struct error *err)
+{
+    if (!cfg->others || config_vm(cfg, hello->vm))
+        return error_set(err, "the backup knows no VM \"%.63s\": add its section to remusd.conf there%s", hello->vm,
+                         cfg->others ? "" : ", or a section others, which is for all that have none");
+    if (!config_good_name(hello->vm))
+        return error_set(err, "\"%.63s\" is not the name of a VM", hello->vm);
+    if (!replica_platform(hello->platform))
+        return error_set(err, "the backup's build has no platform '%.15s'", hello->platform);
+    if (hello->features & FEATURE_MACHINE) /* the description says the memory */
+        snprintf(keys, KEPT_KEYS_MAX, "platform = %s\n", hello->platform);
+    else
+        snprintf(keys, KEPT_KEYS_MAX, "platform = %s\nmemory = %" PRIu64 "\n", hello->platform,
+                 hello->pages / ((1u << 20) / PAGE_SIZE));
+    return name_images(cfg, hello, keys, KEPT_KEYS_MAX, err);
+}
+
 static int learn(struct backupd *b, const struct proto_hello *hello, struct error *err)
 {
     const struct config *cfg = b->daemon->config;
     char keys[KEPT_KEYS_MAX];
     struct vm_config *kept;
 
-    if (cfg->others && hello->flags & (HELLO_QUERY | HELLO_PREFLIGHT)) /* remembers nothing of who only asks */
+    if (cfg->others && hello->flags & HELLO_QUERY) /* remembers nothing of who only asks */
         return error_set(err, "%.63s was never protected on this backup", hello->vm);
-    if (!cfg->others || config_vm(cfg, hello->vm))
-        return error_set(err, "the backup knows no VM \"%.63s\": add its section to remusd.conf there%s", hello->vm,
-                         cfg->others ? "" : ", or a section others, which is for all that have none");
-    if (!config_good_name(hello->vm))
-        return error_set(err, "\"%.63s\" is not the name of a VM", hello->vm);
     if (b->kept >= KEPT_MAX)
         return error_set(err, "the backup has %d VMs that have no section there: remusctl forget one there, or give %s a section",
                          KEPT_MAX, hello->vm);
-    if (!replica_platform(hello->platform))
-        return error_set(err, "the backup's build has no platform '%.15s'", hello->platform);
-    snprintf(keys, sizeof(keys), "platform = %s\n", hello->platform);
-    if (!(hello->features & FEATURE_MACHINE)) /* or the description says it */
-        snprintf(keys, sizeof(keys), "platform = %s\nmemory = %" PRIu64 "\n", hello->platform,
-                 hello->pages / ((1u << 20) / PAGE_SIZE));
-    if (name_images(cfg, hello, keys, sizeof(keys), err) < 0)
+    if (draft(cfg, hello, keys, err) < 0)
         return -1;
     kept = kept_make(cfg, b->daemon->ops->name, hello->vm, keys, err);
     if (!kept)
@@ -147,23 +153,40 @@ static int learn(struct backupd *b, const struct proto_hello *hello, struct erro
 /* Brings the primary to its VM.  False when there is none for it. */
 static bool offer(struct backupd *b, struct link *link, const struct proto_hello *hello, struct error *err)
 {
+    SCOPED_LOCK(&b->lock);
+
+    if (!find(b, hello->vm) && learn(b, hello, err) < 0)
+        return false;
+    standby_offer(find(b, hello->vm)->standby, link, hello);
+    return true;
+}
+
+/* The same, for who only asks what would be missing. */
+static bool answer_preflight(struct backupd *b, struct link *link, const struct proto_hello *hello, struct error *err)
+{
+    const struct config *cfg = b->daemon->config;
+    char keys[KEPT_KEYS_MAX];
+    struct vm_config *section = NULL;
     struct standby *s = NULL;
 
     pthread_mutex_lock(&b->lock);
-    if (find(b, hello->vm) || learn(b, hello, err) == 0)
+    if (find(b, hello->vm)) {
         s = find(b, hello->vm)->standby;
-    if (s && hello->flags & HELLO_PREFLIGHT)
         b->preflights++;
-    else if (s)
-        standby_offer(s, link, hello);
+    }
     pthread_mutex_unlock(&b->lock);
-    if (s && hello->flags & HELLO_PREFLIGHT) {
+    if (s) {
         standby_answer_preflight(s, link, hello);
         pthread_mutex_lock(&b->lock);
         b->preflights--;
         pthread_mutex_unlock(&b->lock);
+        return true;
     }
-    return s;
+    if (draft(cfg, hello, keys, err) < 0 || !(section = kept_draft(cfg, hello->vm, keys, err)))
+        return false;
+    standby_answer_preflight_of(section, link, hello);
+    config_free_section(section);
+    return true;
 }
 
 /* Reads the HELLO of a new connection and brings it to its VM. */
@@ -185,7 +208,7 @@ static void greet(struct backupd *b, struct link *link)
         refusal = REFUSE_VERSION;
         if (proto_choose_version(&hello, &err)) {
             refusal = REFUSE_UNKNOWN_VM;
-            if (offer(b, link, &hello, &err))
+            if (hello.flags & HELLO_PREFLIGHT ? answer_preflight(b, link, &hello, &err) : offer(b, link, &hello, &err))
                 return;
         }
     }

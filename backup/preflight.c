@@ -268,3 +268,10 @@ void standby_answer_preflight(struct standby *s, struct link *link, const struct
     json_decref(lacks);
     link_free(link);
 }
+
+void standby_answer_preflight_of(const struct vm_config *section, struct link *link, const struct proto_hello *hello)
+{
+    struct standby nobody = {.section = section, .lock = PTHREAD_MUTEX_INITIALIZER};
+
+    standby_answer_preflight(&nobody, link, hello);
+}

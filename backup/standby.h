@@ -24,6 +24,8 @@ void standby_offer(struct standby *s, struct link *link, const struct proto_hell
 
 /* The same with HELLO_PREFLIGHT.  Owns the link, and takes at most ten seconds. */
 void standby_answer_preflight(struct standby *s, struct link *link, const struct proto_hello *hello);
+/* Of a VM that nobody has protected here, with the section that it would have. */
+void standby_answer_preflight_of(const struct vm_config *section, struct link *link, const struct proto_hello *hello);
 
 /* The operator's word: take over, or throw the replica away.  Takes effect soon. */
 int standby_takeover(struct standby *s, struct error *err);

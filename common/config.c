@@ -649,15 +649,14 @@ static int end_vm(cfg_t *top, cfg_opt_t *opt)
     return check_vm(vm, top->line);
 }
 
-/* The whole file as text with END_KEY behind it. */
-static char *read_file(const char *path, struct error *err)
+/* The whole file as text with END_KEY behind it.  Closes f, which may be NULL. */
+static char *read_file(FILE *f, const char *path, struct error *err)
 {
     static const char end[] = "\n" END_KEY " = \"\"\n";
-    char *text = malloc(FILE_MAX + sizeof(end));
-    FILE *f = text ? fopen(path, "re") : NULL;
+    char *text = f ? malloc(FILE_MAX + sizeof(end)) : NULL;
     size_t len = 0;
 
-    if (!f) {
+    if (!text) {
         error_set(err, "%s: %s", path, strerror(errno));
         goto fail;
     }
@@ -733,14 +732,14 @@ static int parse_text(const char *text)
     return parse->failed ? -1 : 0;
 }
 
-static int load(struct config *cfg, const char *path, const struct vm_config *base, const char *run_dir, struct error *err)
+static int load(struct config *cfg, FILE *f, const char *path, const struct vm_config *base, const char *run_dir, struct error *err)
 {
     struct parse state = {.cfg = cfg, .path = path, .err = err, .base = base};
     cleanup_free char *text = NULL;
     int rc = -1;
 
     memset(cfg, 0, sizeof(*cfg));
-    text = read_file(path, err);
+    text = read_file(f, path, err);
     if (!text)
         return -1;
     parse = &state;
@@ -759,7 +758,7 @@ static int load(struct config *cfg, const char *path, const struct vm_config *ba
 
 int config_load(struct config *cfg, const char *path, struct error *err)
 {
-    return load(cfg, path, NULL, NULL, err);
+    return load(cfg, fopen(path, "re"), path, NULL, NULL, err);
 }
 
 static void free_strings(const struct key *keys, size_t count, void *base)
@@ -794,12 +793,13 @@ void config_free(struct config *cfg)
     memset(cfg, 0, sizeof(*cfg));
 }
 
-struct vm_config *config_load_section(const struct config *cfg, const char *path, struct error *err)
+struct vm_config *config_load_section(const struct config *cfg, const char *path, const char *text, struct error *err)
 {
     struct vm_config *vm = malloc(sizeof(*vm));
     struct config alone;
 
-    if (!vm || load(&alone, path, cfg->others, cfg->run_dir, err) < 0) {
+    if (!vm || load(&alone, text ? fmemopen((char *)text, strlen(text), "r") : fopen(path, "re"), path, cfg->others,
+                    cfg->run_dir, err) < 0) {
         if (!vm)
             error_set(err, "out of memory");
         free(vm);

@@ -106,9 +106,9 @@ void config_free(struct config *cfg);
 
 /*
  * The section of a VM that remusd.conf does not name, alone in a file of its own (common/kept.h); what it does not say is as in
- * cfg's `others`.  NULL on failure.  cfg is left alone, and may go.
+ * cfg's `others`.  text: what the file would have; NULL: it is read.  NULL on failure.  cfg is left alone, and may go.
  */
-struct vm_config *config_load_section(const struct config *cfg, const char *path, struct error *err);
+struct vm_config *config_load_section(const struct config *cfg, const char *path, const char *text, struct error *err);
 void config_free_section(struct vm_config *vm);
 
 /* Is this what a VM may be called?  (See CONFIG_NAME_MAX.) */

@@ -12,6 +12,8 @@
 #include "kept.h"
 #include "log.h"
 
+#define SECTION "vm %s {\n%s}\n"
+
 static int path_of(const struct config *cfg, const char *daemon, const char *name, char path[PATH_MAX], struct error *err)
 {
     int n = snprintf(path, PATH_MAX, "%s/%s.%s.conf", cfg->state_dir, name, daemon);
@@ -36,10 +38,22 @@ static int write_file(const struct config *cfg, const char *path, const char *na
         return error_set(err, "%s (state-dir): %s", cfg->state_dir, strerror(errno));
     snprintf(tmp, sizeof(tmp), "%s.new", path);
     f = fopen(tmp, "we");
-    ok = f && fprintf(f, "vm %s {\n%s}\n", name, keys) > 0 && fflush(f) == 0 && fsync(fileno(f)) == 0;
+    ok = f && fprintf(f, SECTION, name, keys) > 0 && fflush(f) == 0 && fsync(fileno(f)) == 0;
     if ((f && fclose(f) != 0) || !ok || rename(tmp, path) < 0 || sync_dir(cfg) < 0)
         return error_set(err, "%s: %s", path, strerror(errno));
     return 0;
+}
+
+struct vm_config *kept_draft(const struct config *cfg, const char *name, const char *keys, struct error *err)
+{
+    char text[KEPT_KEYS_MAX + CONFIG_NAME_MAX + 16];
+
+    if (!config_good_name(name)) {
+        error_set(err, "\"%.80s\" is not the name of a VM", name);
+        return NULL;
+    }
+    snprintf(text, sizeof(text), SECTION, name, keys);
+    return config_load_section(cfg, "a section that would be made", text, err);
 }
 
 struct vm_config *kept_make(const struct config *cfg, const char *daemon, const char *name, const char *keys,
@@ -55,7 +69,7 @@ struct vm_config *kept_make(const struct config *cfg, const char *daemon, const 
     if (path_of(cfg, daemon, name, path, err) < 0)
         return NULL;
     if (write_file(cfg, path, name, keys, err) == 0)
-        vm = config_load_section(cfg, path, err);
+        vm = config_load_section(cfg, path, NULL, err);
     if (!vm)
         unlink(path);
     return vm;
@@ -84,7 +98,7 @@ int kept_each(const struct config *cfg, const char *daemon, int (*fn)(void *arg,
             continue;
         }
         rc = path_of(cfg, daemon, name, path, err);
-        vm = rc == 0 ? config_load_section(cfg, path, err) : NULL;
+        vm = rc == 0 ? config_load_section(cfg, path, NULL, err) : NULL;
         if (vm && strcmp(vm->name, name) != 0) {
             error_set(err, "%s: is of a VM \"%s\"", path, vm->name);
             config_free_section(vm);

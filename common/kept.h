@@ -18,6 +18,9 @@
 struct vm_config *kept_make(const struct config *cfg, const char *daemon, const char *name, const char *keys,
                             struct error *err);
 
+/* The same section, kept nowhere. */
+struct vm_config *kept_draft(const struct config *cfg, const char *name, const char *keys, struct error *err);
+
 /* The files that this daemon has made, to fn, which owns the section; one that remusd.conf names by now is left out.  Stops when fn returns -1. */
 int kept_each(const struct config *cfg, const char *daemon, int (*fn)(void *arg, struct vm_config *vm, struct error *err),
               void *arg, struct error *err);

@@ -27,6 +27,7 @@ struct preflight_job {
     pthread_t thread;
     struct control_later *later; /* NULL: a free place */
     const struct vm_config *cfg;
+    struct vm_config *draft; /* cfg, of a VM that has no section */
     char to[300];
     double needs;
     json_t *report;
@@ -102,27 +103,38 @@ static int complete_address(const char *to, char address[300], struct control_er
     return control_fail(err, CONTROL_USAGE, "--to \"%.80s\": want HOST, HOST:PORT or [IPV6]:PORT", to);
 }
 
-/* Protects a guest that runs here and has no section, under one that is made for it. */
-static int learn(struct remusd *r, const char *vm, const char *backup, struct control_error *err)
+/* The keys of a section for a guest that runs here and has none. */
+static int draft(struct remusd *r, const char *vm, const char *backup, char keys[600], struct control_error *err)
 {
     const struct config *cfg = r->daemon->config;
-    struct vm_config *kept;
     const char *platform;
+    char size[64] = "";
     uint64_t memory;
-    char keys[600], size[64] = "";
 
     if (!config_good_name(vm))
         return control_fail(err, CONTROL_USAGE, "\"%.80s\" is not the name of a VM", vm);
     if (config_vm(cfg, vm))
         return control_fail(err, CONTROL_REFUSED, "%s has a section in remusd.conf, without backup: this host is its backup", vm);
-    if (r->kept >= KEPT_MAX)
-        return control_fail(err, CONTROL_REFUSED, "%d VMs are protected without a section: remusctl forget one, or give %s "
-                            "a section", KEPT_MAX, vm);
     if (vm_adopt(cfg->run_dir, vm, &platform, &memory, &err->text) < 0)
         return error_prefix(&err->text, "%s has no section in remusd.conf, and none can be made for it", vm);
     if (memory)
         snprintf(size, sizeof(size), "memory = %" PRIu64 "\n", memory >> 20);
-    snprintf(keys, sizeof(keys), "platform = %s\nbackup = '%s'\nprotect = yes\n%s", platform, backup, size);
+    snprintf(keys, 600, "platform = %s\nbackup = '%s'\nprotect = yes\n%s", platform, backup, size);
+    return 0;
+}
+
+/* Protects it, under that section. */
+static int learn(struct remusd *r, const char *vm, const char *backup, struct control_error *err)
+{
+    const struct config *cfg = r->daemon->config;
+    struct vm_config *kept;
+    char keys[600];
+
+    if (r->kept >= KEPT_MAX)
+        return control_fail(err, CONTROL_REFUSED, "%d VMs are protected without a section: remusctl forget one, or give %s "
+                            "a section", KEPT_MAX, vm);
+    if (draft(r, vm, backup, keys, err) < 0)
+        return -1;
     kept = kept_make(cfg, r->daemon->ops->name, vm, keys, &err->text);
     if (!kept)
         return -1;
@@ -130,7 +142,7 @@ static int learn(struct remusd *r, const char *vm, const char *backup, struct co
         kept_forget(cfg, r->daemon->ops->name, vm, NULL);
         return -1;
     }
-    log_info(vm, "has no section: %s knows it, its backup is %s, and remusd keeps that in %s", platform, backup, cfg->state_dir);
+    log_info(vm, "has no section: %s knows it, its backup is %s, and remusd keeps that in %s", kept->platform, backup, cfg->state_dir);
     return 0;
 }
 
@@ -285,6 +297,8 @@ static void preflight_done(void *arg)
     pthread_join(job->thread, NULL);
     control_answer(job->later, 0, job->report, NULL);
     job->later = NULL;
+    config_free_section(job->draft);
+    job->draft = NULL;
 }
 
 static void *preflight_run(void *arg)
@@ -299,32 +313,45 @@ static void *preflight_run(void *arg)
 static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t **result,
                           struct control_error *err)
 {
-    struct protection *p = find(arg, vm, err);
+    struct entry *e = vm ? entry_of(arg, vm) : NULL;
     struct preflight_job *job = NULL;
     struct remusd *r = arg;
     const char *to = NULL;
     json_error_t why;
+    char keys[600];
 
     (void)result;
-    if (!p)
-        return -1;
     if (json_unpack_ex((json_t *)args, &why, 0, "{s?s !}", "to", &to) < 0)
         return control_fail(err, CONTROL_USAGE, "preflight: %s", why.text);
+    if (!e && (!vm || !to) && !find(r, vm, err))
+        return -1;
     for (size_t i = 0; i < PREFLIGHTS_MAX; i++)
         if (!r->preflights[i].later)
             job = &r->preflights[i];
     if (!job)
         return control_fail(err, CONTROL_BUSY, "%d preflights are under way: try again", PREFLIGHTS_MAX);
-    protection_preflight(p, &job->cfg, &job->needs);
-    if (complete_address(to ? to : job->cfg->backup, job->to, err) < 0)
+    if (complete_address(to ? to : protection_backup(e->protection), job->to, err) < 0)
         return -1;
+    if (e) {
+        protection_preflight(e->protection, &job->cfg, &job->needs);
+    } else {
+        if (draft(r, vm, job->to, keys, err) < 0 || !(job->draft = kept_draft(r->daemon->config, vm, keys, &err->text)))
+            return -1;
+        job->cfg = job->draft;
+        job->needs = 0;
+    }
     job->remusd = r;
     job->later = control_later(r->daemon->control);
-    if (!job->later)
+    if (!job->later) {
+        config_free_section(job->draft);
+        job->draft = NULL;
         return -1;
+    }
     if (pthread_create(&job->thread, NULL, preflight_run, job)) {
         control_answer(job->later, control_fail(err, CONTROL_FAILED, "cannot start a thread"), NULL, err);
         job->later = NULL;
+        config_free_section(job->draft);
+        job->draft = NULL;
     }
     return CONTROL_LATER;
 }

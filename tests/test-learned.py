@@ -193,6 +193,25 @@ def names_from_the_wire_R9_R10():
 
 
 @suite.test
+def preflight_writes_nothing_R10():
+    with Learned() as pair:
+        pair.start()
+        assert refused(pair.primary, "preflight", "--to") == "unknown-vm"
+        report = pair.primary.do("preflight", to=pair.to)
+        assert not [thing for thing in report["lacks"] if thing.get("host") != "link"] and report["link"], report
+        assert not kept(pair.primary) and not kept(pair.backup)
+        assert pair.primary.state() == pair.backup.state() == "unknown-vm"
+        pair.backup.stop()
+        pair.configure(pair.backup, None)
+        pair.backup.start()
+        report = pair.primary.do("preflight", to=pair.to)
+        assert any("a section others" in thing["what"] for thing in report["lacks"]), report
+        pair.primary.kill_guest()
+        wait_for("the guest is gone", lambda: not pair.primary.guest_pid())
+        refused(pair.primary, "preflight", "no section", to=pair.to)
+
+
+@suite.test
 def images_made_in_image_dir_R5_R10():
     with Learned() as pair:
         image, folder = os.path.join(pair.primary.dir, "disk.img"), os.path.join(pair.backup.dir, "images")
