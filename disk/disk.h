@@ -62,7 +62,7 @@ struct disk_verify {
 /*
  * base[i]: the generation of disk i up to which the backup has it, 0 for nothing, DISK_COMPARE when it has an image that may
  * be alike: then checksums go first, and only blocks that differ.  poke(arg) is called from a thread of
- * the disk's own when the queue has become a quarter full and must be taken early.
+ * the disk's own when the queue has become a sixteenth full and must be taken early.
  */
 int disk_start(struct disk *d, const uint64_t *base, void (*poke)(void *), void *arg,
                struct error *err);

@@ -16,7 +16,7 @@
 #include "common/wire.h"
 #include "queue.h"
 
-#define MAGIC UINT64_C(0x72656d7573647132) /* "remusdq2" */
+#define MAGIC UINT64_C(0x72656d7573647133) /* "remusdq3" */
 #define HEADER 4096u
 #define WAIT_MS 100u /* between two looks whether the reader lives */
 
@@ -27,6 +27,7 @@ struct queue_shared {
     pthread_mutex_t lock;
     int32_t server;
     uint64_t generation, head; /* written under the lock */
+    uint64_t start;            /* the position at the ring's beginning; likewise, and only while nothing is in it */
     uint64_t tail;             /* the reader's */
     uint32_t logging, writable;
     uint32_t pressed, room;    /* futexes: bumped when there is much to take, when room was made */
@@ -205,13 +206,24 @@ pid_t queue_server(const char *path)
 
 /* --- server --- */
 
+static size_t index_of(const struct queue *q, uint64_t position)
+{
+    return (position - LOAD(&q->shared->start)) % q->capacity;
+}
+
+/* Enough to be taken early; not more, so that it is still in the processor's cache. */
+static size_t much(const struct queue *q)
+{
+    return q->capacity / 16;
+}
+
 /*
  * Octets that appending `size` would take.  Entries lie in one piece, so what is left at the ring's end is skipped when
  * it is too small.
  */
 static size_t needed(const struct queue *q, uint64_t head, size_t size)
 {
-    size_t left = q->capacity - head % q->capacity;
+    size_t left = q->capacity - index_of(q, head);
 
     return left < size ? left + size : size;
 }
@@ -258,15 +270,18 @@ void queue_end(struct queue *q, const struct entry *e)
         s->written_bytes += e->length;
         /* A stop and a start in between may have emptied the ring, never filled it: there is still room. */
         if (LOAD(&s->logging)) {
-            size_t size = entry_size(e->kind, e->length), skip = needed(q, s->head, size) - size;
             uint64_t before = s->head - LOAD(&s->tail);
+            size_t size = entry_size(e->kind, e->length), skip;
 
+            if (before == 0)
+                STORE(&s->start, s->head);
+            skip = needed(q, s->head, size) - size;
             if (skip)
-                entry_put(q->data + s->head % q->capacity,
+                entry_put(q->data + index_of(q, s->head),
                           &(struct entry){.kind = ENTRY_PAD, .length = (uint32_t)skip});
-            entry_put(q->data + (s->head + skip) % q->capacity, e);
+            entry_put(q->data + index_of(q, s->head + skip), e);
             STORE(&s->head, s->head + skip + size);
-            press = before < q->capacity / 4 && before + skip + size >= q->capacity / 4;
+            press = before < much(q) && before + skip + size >= much(q);
         }
     }
     unlock(q);
@@ -372,7 +387,7 @@ uint64_t queue_head(struct queue *q)
 
 bool queue_pressed(const struct queue *q)
 {
-    return LOAD(&q->shared->head) - LOAD(&q->shared->tail) >= q->capacity / 4;
+    return LOAD(&q->shared->head) - LOAD(&q->shared->tail) >= much(q);
 }
 
 void queue_wait_pressed(struct queue *q, uint32_t *seen, unsigned ms)
@@ -381,15 +396,22 @@ void queue_wait_pressed(struct queue *q, uint32_t *seen, unsigned ms)
     *seen = LOAD(&q->shared->pressed);
 }
 
-static size_t size_at(const struct queue *q, uint64_t at, unsigned *kind)
+/* Its head. */
+static struct entry entry_at(const struct queue *q, uint64_t at)
 {
-    struct wire_reader r = wire_reader(q->data + at % q->capacity, ENTRY_HEAD);
-    uint32_t length;
+    struct wire_reader r = wire_reader(q->data + index_of(q, at), ENTRY_HEAD);
+    struct entry e = {.kind = wire_get_u8(&r)};
 
-    *kind = wire_get_u8(&r);
-    wire_get(&r, 3);
-    length = wire_get_u32(&r);
-    return *kind == ENTRY_PAD ? length : entry_size(*kind, length);
+    e.disk = wire_get_u8(&r);
+    wire_get_u16(&r);
+    e.length = wire_get_u32(&r);
+    e.offset = wire_get_u64(&r);
+    return e;
+}
+
+static size_t ring_size(const struct entry *e)
+{
+    return e->kind == ENTRY_PAD ? e->length : entry_size(e->kind, e->length);
 }
 
 void queue_lock(struct queue *q, uint64_t *head)
@@ -405,16 +427,9 @@ void queue_unlock(struct queue *q)
 
 bool queue_touches(const struct queue *q, uint64_t from, uint64_t to, unsigned disk, uint64_t offset, uint32_t length)
 {
-    for (unsigned kind; from < to; from += size_at(q, from, &kind)) {
-        struct wire_reader r = wire_reader(q->data + from % q->capacity, ENTRY_HEAD);
-        unsigned of, k = wire_get_u8(&r);
-        uint64_t at, n;
-
-        of = wire_get_u8(&r);
-        wire_get_u16(&r);
-        n = wire_get_u32(&r);
-        at = wire_get_u64(&r);
-        if (k != ENTRY_PAD && of == disk && at < offset + length && offset < at + n)
+    for (struct entry e; from < to; from += ring_size(&e)) {
+        e = entry_at(q, from);
+        if (e.kind != ENTRY_PAD && e.disk == disk && e.offset < offset + length && offset < e.offset + e.length)
             return true;
     }
     return false;
@@ -423,24 +438,19 @@ bool queue_touches(const struct queue *q, uint64_t from, uint64_t to, unsigned d
 size_t queue_peek(struct queue *q, uint64_t limit, size_t max, const uint8_t **entries)
 {
     uint64_t tail = q->shared->tail, at;
-    unsigned kind;
+    struct entry e;
 
-    if (tail < limit) {
-        size_t pad = size_at(q, tail, &kind);
-
-        if (kind == ENTRY_PAD)
-            STORE(&q->shared->tail, tail += pad);
-    }
+    if (tail < limit && (e = entry_at(q, tail)).kind == ENTRY_PAD)
+        STORE(&q->shared->tail, tail += e.length);
     for (at = tail; at < limit;) {
-        size_t size = size_at(q, at, &kind);
-
-        if (kind == ENTRY_PAD || at + size - tail > max)
+        e = entry_at(q, at);
+        if (e.kind == ENTRY_PAD || at + ring_size(&e) - tail > max)
             break;
-        at += size;
-        if (at % q->capacity == 0)
+        at += ring_size(&e);
+        if (index_of(q, at) == 0)
             break;
     }
-    *entries = q->data + tail % q->capacity;
+    *entries = q->data + index_of(q, tail);
     return (size_t)(at - tail);
 }
 

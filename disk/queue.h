@@ -5,8 +5,11 @@
  *
  *          tail                       head
  *           v                          v
- *     ......|==entry==|=entry=|==entry=|.......|pad|       positions only grow; index = position % capacity
+ *     ......|==entry==|=entry=|==entry=|.......|pad|       positions only grow
  *            remusd takes here          the server puts here
+ *
+ * A ring that was emptied is filled from its beginning again: while remusd keeps up, only memory is used that is still in the
+ * processor's cache.
  *
  * The server holds the lock over "write to the image, then append": so queue order is the order on the image.  The
  * barrier takes the same lock.  A write is in the epoch before it or after it, never in both, and what
@@ -92,7 +95,7 @@ void queue_lock(struct queue *q, uint64_t *head);
 void queue_unlock(struct queue *q);
 /* Does one of the entries between `from`, which is not taken yet, and `to` touch this range? */
 bool queue_touches(const struct queue *q, uint64_t from, uint64_t to, unsigned disk, uint64_t offset, uint32_t length);
-bool queue_pressed(const struct queue *q);         /* a quarter full: take early */
+bool queue_pressed(const struct queue *q);         /* a sixteenth full: take early */
 /* Until it became so since the last call with this `seen`, or the time is over. */
 void queue_wait_pressed(struct queue *q, uint32_t *seen, unsigned ms);
 /* Whole entries between tail and `limit`, contiguous, at most `max` octets (at least one entry fits). 0: none. */

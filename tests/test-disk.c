@@ -20,6 +20,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "common/clock.h"
 #include "common/fault.h"
 #include "disk/image.h"
 #include "disk/journal.h"
@@ -135,6 +136,7 @@ static void test_queue_keeps_order_and_barrier_R5(void **state)
     struct queue server, reader;
     struct error err;
     uint64_t next = 0, head, number = 0, generation;
+    const uint8_t *first[2];
     unsigned seed = 1;
 
     (void)state;
@@ -154,9 +156,82 @@ static void test_queue_keeps_order_and_barrier_R5(void **state)
         assert_int_equal(next, number); /* all before the barrier, none behind it */
         number++;
     }
+    take(&reader, queue_head(&reader), &next);
+    for (unsigned i = 0; i < 2; i++) {
+        put(&server, number++, 512);
+        queue_peek(&reader, queue_head(&reader), MIB, &first[i]);
+        take(&reader, queue_head(&reader), &next);
+    }
+    assert_ptr_equal(first[0], first[1]); /* an empty ring is filled from its beginning */
     queue_close(&reader);
     queue_close(&server);
     assert_int_equal(queue_server(queue_path), 0);
+}
+
+#define SIXTEENTH (MIB / 16 - ENTRY_HEAD) /* of data: its entry is exactly that of the ring */
+
+/* An entry that ends where the ring does, and one that does not fit there. */
+static void test_entries_at_the_end_of_the_ring_R5(void **state)
+{
+    struct queue server, reader;
+    uint64_t next = 0, number = 0, head;
+    const uint8_t *entries;
+    struct error err;
+
+    (void)state;
+    assert_int_equal(queue_create(&server, queue_path, MIB, 0, 1, true, &err), 0);
+    assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+    queue_start(&reader);
+    for (unsigned i = 0; i < 12; i++)
+        put(&server, number++, SIXTEENTH);
+    assert_int_equal(queue_peek(&reader, queue_head(&reader), MIB / 4, &entries), MIB / 4);
+    queue_done(&reader, MIB / 4);
+    next += 4;
+    for (unsigned i = 0; i < 8; i++)
+        put(&server, number++, SIXTEENTH);
+    assert_int_equal(queue_peek(&reader, queue_head(&reader), MIB, &entries), MIB / 4 * 3);
+    take(&reader, queue_head(&reader), &next);
+    assert_int_equal(next, 20);
+
+    for (unsigned i = 0; i < 15; i++)
+        put(&server, number++, SIXTEENTH);
+    assert_int_equal(queue_peek(&reader, queue_head(&reader), MIB / 4, &entries), MIB / 4);
+    queue_done(&reader, MIB / 4);
+    next += 4;
+    head = queue_head(&reader);
+    put(&server, number++, 2 * SIXTEENTH);
+    assert_true(queue_touches(&reader, head, queue_head(&reader), 0, (number - 1) * 512, 1));
+    assert_false(queue_touches(&reader, head, queue_head(&reader), 0, 0, 512)); /* what is skipped is no change */
+    take(&reader, queue_head(&reader), &next);
+    assert_int_equal(next, number);
+    queue_close(&reader);
+    queue_close(&server);
+}
+
+static void test_ranges_that_entries_touch_R5(void **state)
+{
+    struct queue server, reader;
+    struct error err;
+    uint64_t from, to;
+
+    (void)state;
+    assert_int_equal(queue_create(&server, queue_path, MIB, 0, 1, true, &err), 0);
+    assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+    queue_start(&reader);
+    from = queue_head(&reader);
+    put(&server, 90, 512);
+    put(&server, 4, 1024); /* 2048 to 3072 */
+    to = queue_head(&reader);
+    put(&server, 50, 512);
+    assert_true(queue_touches(&reader, from, to, 0, 2048, 1) && queue_touches(&reader, from, to, 0, 3071, 1));
+    assert_true(queue_touches(&reader, from, to, 0, 0, 65536) && queue_touches(&reader, from, to, 0, 2047, 2));
+    assert_false(queue_touches(&reader, from, to, 0, 2047, 1) || queue_touches(&reader, from, to, 0, 3072, 512));
+    assert_false(queue_touches(&reader, from, to, 1, 2048, 1024)); /* of another disk */
+    assert_true(queue_touches(&reader, from, to, 0, 90 * 512, 1));
+    assert_false(queue_touches(&reader, from, to, 0, 50 * 512, 512)); /* behind it */
+    assert_false(queue_touches(&reader, to, to, 0, 2048, 1024));
+    queue_close(&reader);
+    queue_close(&server);
 }
 
 static void *fill(void *arg)
@@ -184,8 +259,10 @@ static void test_full_queue_waits_but_not_for_the_dead_R9(void **state)
     do
         queue_stats(&reader, &stats);
     while (stats.used_bytes < MIB - 2 * 65552);
-    while (next < 64)
+    usleep(250000); /* meanwhile it looks twice whether the reader lives */
+    for (uint64_t until = clock_ns() + 30 * NS_PER_S; next < 64 && clock_ns() < until;)
         take(&reader, queue_head(&reader), &next);
+    assert_int_equal(next, 64);
     pthread_join(thread, NULL);
     queue_stats(&reader, &stats);
     assert_true(stats.written_bytes == 64 * 65536);
@@ -204,6 +281,82 @@ static void test_full_queue_waits_but_not_for_the_dead_R9(void **state)
     queue_stats(&server, &stats);
     assert_true(stats.full_ns > 0);
     queue_close(&server);
+}
+
+static void *put_one(void *arg)
+{
+    put(arg, 1, 512);
+    return NULL;
+}
+
+/* A server that is killed amid a change leaves no entry, and a lock that is one again. */
+static void test_death_with_the_lock_does_no_harm_R5(void **state)
+{
+    struct queue server, reader;
+    uint64_t head, next = 0;
+    struct error err;
+    pthread_t thread;
+    int status;
+    pid_t child;
+
+    (void)state;
+    assert_int_equal(queue_create(&server, queue_path, MIB, 0, 1, true, &err), 0);
+    assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+    queue_start(&reader);
+    child = fork();
+    if (child == 0) {
+        queue_begin(&server, ENTRY_WRITE, 512);
+        raise(SIGKILL);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    put(&server, 0, 512);
+    queue_lock(&reader, &head);
+    pthread_create(&thread, NULL, put_one, &server);
+    usleep(20000); /* for whoever does not wait */
+    assert_true(queue_head(&reader) == head);
+    queue_unlock(&reader);
+    pthread_join(thread, NULL);
+    take(&reader, queue_head(&reader), &next);
+    assert_int_equal(next, 2);
+    queue_close(&reader);
+    queue_close(&server);
+}
+
+/* What its sizes say is mapped: they must be those of the file. */
+static void test_wrong_queue_file_is_refused_R10(void **state)
+{
+    static const struct {
+        off_t octet, size; /* one of them is changed */
+    } cases[] = {{0, -1}, {8, -1}, {15, -1}, {-1, 0}, {-1, 100}, {-1, MIB},
+                 {-1, 4096 + MIB + 512 - 1}, {-1, 4096 + MIB + 512 + 1}};
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct queue server, reader;
+        struct queue other;
+        struct error err;
+        uint8_t octet;
+        int fd;
+
+        assert_int_equal(queue_create(&server, queue_path, MIB, 512, 1, true, &err), 0);
+        assert_int_equal(queue_open(&reader, queue_path, &err), 0);
+        assert_int_equal(queue_open(&other, queue_path, &err), -1);
+        assert_non_null(strstr(err.text, "another remusd"));
+        queue_close(&reader);
+        queue_close(&server);
+        fd = open(queue_path, O_RDWR | O_CLOEXEC);
+        if (cases[i].octet >= 0) {
+            assert_int_equal(pread(fd, &octet, 1, cases[i].octet), 1);
+            octet ^= 1;
+            assert_int_equal(pwrite(fd, &octet, 1, cases[i].octet), 1);
+        } else {
+            assert_int_equal(ftruncate(fd, cases[i].size), 0);
+        }
+        close(fd);
+        assert_int_equal(queue_open(&reader, queue_path, &err), -1);
+        if (!strstr(err.text, "is no write queue"))
+            fail_msg("case %zu: %s", i, err.text);
+    }
 }
 
 static void nobody(void *arg)
@@ -931,7 +1084,11 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_entries_are_checked_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_queue_keeps_order_and_barrier_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_entries_at_the_end_of_the_ring_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_ranges_that_entries_touch_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_full_queue_waits_but_not_for_the_dead_R9, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_death_with_the_lock_does_no_harm_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_wrong_queue_file_is_refused_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_page_is_a_block_only_as_the_backup_has_it_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_blocks_are_read_as_of_their_generation_R4_R5_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_epoch_ends_at_its_barrier_R5, set_up, tear_down),
