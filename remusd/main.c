@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /* remusd, the daemon on the primary: one protection for each VM of the configuration. */
+#include <event2/event.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -23,8 +24,8 @@ struct entry {
 
 /* A preflight that is under way: it talks to the backup, which the event loop must not wait for. */
 struct preflight_job {
-    struct remusd *remusd;
     pthread_t thread;
+    struct event *done;
     struct control_later *later; /* NULL: a free place */
     const struct vm_config *cfg;
     struct vm_config *draft; /* cfg, of a VM that has no section */
@@ -289,12 +290,15 @@ static int verb_status(void *arg, const char *vm, const json_t *args, json_t **r
     return 0;
 }
 
-/* In the event loop's thread. */
-static void preflight_done(void *arg)
+/* In the event loop's thread, or behind its end. */
+static void preflight_done(evutil_socket_t fd, short what, void *arg)
 {
     struct preflight_job *job = arg;
 
+    (void)fd;
+    (void)what;
     pthread_join(job->thread, NULL);
+    event_free(job->done);
     control_answer(job->later, 0, job->report, NULL);
     job->later = NULL;
     config_free_section(job->draft);
@@ -306,7 +310,7 @@ static void *preflight_run(void *arg)
     struct preflight_job *job = arg;
 
     job->report = preflight_both(job->cfg, job->to, job->needs);
-    daemon_post(job->remusd->daemon, preflight_done, job);
+    event_active(job->done, 0, 0);
     return NULL;
 }
 
@@ -340,9 +344,11 @@ static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t 
         job->cfg = job->draft;
         job->needs = 0;
     }
-    job->remusd = r;
-    job->later = control_later(r->daemon->control);
+    job->done = event_new(r->daemon->base, -1, 0, preflight_done, job);
+    job->later = job->done ? control_later(r->daemon->control) : NULL;
     if (!job->later) {
+        if (job->done)
+            event_free(job->done);
         config_free_section(job->draft);
         job->draft = NULL;
         return -1;
@@ -350,6 +356,7 @@ static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t 
     if (pthread_create(&job->thread, NULL, preflight_run, job)) {
         control_answer(job->later, control_fail(err, CONTROL_FAILED, "cannot start a thread"), NULL, err);
         job->later = NULL;
+        event_free(job->done);
         config_free_section(job->draft);
         job->draft = NULL;
     }
@@ -420,7 +427,7 @@ static void free_all(struct daemon *d)
         return;
     for (size_t i = 0; i < PREFLIGHTS_MAX; i++)
         if (r->preflights[i].later) /* nobody waits for it any more */
-            preflight_done(&r->preflights[i]);
+            preflight_done(-1, 0, &r->preflights[i]);
     for (size_t i = 0; i < r->count; i++) {
         protection_stop(r->entries[i].protection, false);
         config_free_section(r->entries[i].kept);

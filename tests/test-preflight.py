@@ -120,6 +120,7 @@ def nothing_is_missing_and_a_protected_vm_stays_protected_R4_R7():
         pair.wait_epochs(5)
         assert pair.backup.do("preflight")["lacks"] == []
         pair.primary.kill_host()  # and it still takes over
+        pair.backup.wait_state("suspect")
         pair.backup.do("takeover")
         pair.check_takeover()
 
