@@ -73,7 +73,8 @@ static int check_state(struct standby *s, const struct proto_hello *hello, struc
     switch (s->detector.state) {
     case DT_TAKING_OVER:
     case DT_ACTIVE:
-        error_set(err, "%s runs on this backup since checkpoint %" PRIu64, s->cfg->name,
+        error_set(err, "%s runs on this backup since checkpoint %" PRIu64 ": protect it there, with the other host as its backup",
+                  s->cfg->name,
                   s->view.takeover.epoch);
         return REFUSE_ACTIVE;
     case DT_SUSPECT:

@@ -3,6 +3,7 @@
 """VMs that remusd.conf does not name: remusctl protect --to, the section others, and what is kept of them."""
 import json
 import os
+import socket
 import struct
 
 from remus_hosts import SLOW, Pair, Suite, wait_for
@@ -16,14 +17,13 @@ OTHERS = {"interval": 10 * SLOW, "timeout": 2000 * SLOW, "takeover": "automatic"
 class Learned(Pair):
     """A fake guest runs on the primary, and no configuration names it.  others: on the backup, None for no such section."""
 
-    def __init__(self, others=(), **keys):
-        super().__init__({"protect": False, "tap": None, "mac": None, **keys}, {"tap": None, "mac": None})
+    def __init__(self, others=()):
+        super().__init__({"protect": False}, tap=None, mac=None)
         self.primary.start()
         wait_for("the guest runs", self.primary.guest_pid)
         self.primary.stop()
         self.to = f"127.0.0.1:{self.proxy.port}"
-        if not keys:
-            self.configure(self.primary, OTHERS)
+        self.configure(self.primary, OTHERS)
         self.configure(self.backup, None if others is None else {**OTHERS, **dict(others)})
 
     @staticmethod
@@ -158,8 +158,6 @@ def names_from_the_wire_R9_R10():
     def hello(vm, flags=0, platform=b"fake"):
         return record(1, 0, struct.pack(">QHHQQQQIIII8x", 0x72656d7573640d0a, 1, 1, 0, 0, 77, 4096, 4096, 20, 500, flags) +
                       text(vm) + text(platform) + text(b"fake 1 pages=4096"))
-
-    import socket  # pylint: disable=import-outside-toplevel
 
     def answer(data):
         with socket.create_connection(("127.0.0.1", pair.port)) as s:

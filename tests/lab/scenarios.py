@@ -535,6 +535,69 @@ def preflight(hosts):
     refused(hosts, 'bmi2 (leaf 0x7')
 
 
+def comeback(hosts):
+    """A host whose guest was taken over comes back: nothing there runs a second one, and it is said why (R7)."""
+    first, second = hosts
+    first.kill()
+    first.keep_disk()
+    first.boot()
+    first.wait_booted()
+    first.install(first.tree)
+    guest_config(hosts, network=True, disk=True)
+    set_up_network(hosts)
+    first.run(f'truncate -s 16M {IMAGE}')
+    start_daemons(hosts, DATABASE_GATE)
+    start_guest(first)
+    protect(hosts)
+    wait_for('some checkpoints', PATIENCE, lambda: status(first)['checkpoints'] >= 5, 0.5)
+    first.run('sync')
+    first.kill()
+    wait_state(second, 'active')
+    goes_on(second, 2)
+    first.boot()
+    first.wait_booted()
+    set_up_network([first])
+
+    def not_created():
+        done = first.try_run(f'xl create /root/{GUEST}.cfg')
+        said = (done.stdout + done.stderr).decode()
+        if done.returncode == 0 or GUEST in first.run('xl list') or 'block-remus' not in said:
+            raise LabError(f'xl create on the host that came back exits with {done.returncode}: {said}\n{first.run("xl list")}')
+        return re.search('block-remus: .*', said).group()
+    say(f'before remusd runs: {not_created()}')
+    first.start('remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
+    wait_for('remusd to be back', PATIENCE, lambda: first.try_run('remusctl list').returncode == 0, 0.5)
+    why = 'runs on this backup since'
+    wait_error(first, why)
+    say(f'with remusd: {not_created()}')
+    first.run(f'remusctl protect {GUEST}')
+    time.sleep(3)
+    not_created()
+    said = first.try_run(f'remusctl status {GUEST}').stdout.decode()
+    if why not in said or 'what to do' not in said or 'with the other host as its backup' not in said:
+        raise LabError(f'remusctl status does not say why and what to do:\n{said}')
+    lacks = [thing['what'] for thing in json.loads(first.try_run(f'remusctl --json preflight {GUEST}').stdout)['vms'][0]['lacks']]
+    for thing in ('is stale', f'{GUEST} runs on the backup since', f'no domain {GUEST}'):
+        if thing not in '\n'.join(lacks):
+            raise LabError(f'preflight does not say "{thing}": {lacks}')
+
+    # Without a disk that could be refused it runs, for xl asks nobody; but it has no network.
+    first.run(f'sed -i "/^disk/d" /root/{GUEST}.cfg; sed -i "/disks = /d" /etc/remusd.conf')
+    restart(first, 'remusd')
+    start_guest(first)
+    wait_error(first, why)
+    before = first.run('cat /sys/class/net/rx0/statistics/rx_packets')
+    answers = first.run(f'ping -c 5 {ADDRESS}')
+    if 'DUP' in answers or ' 5 received' not in answers:
+        raise LabError(f'two guests answer, or none:\n{answers}')
+    if first.run('cat /sys/class/net/rx0/statistics/rx_packets') != before:
+        raise LabError('what the second guest sent has left the host')
+    first.run(f'xl destroy {GUEST}')
+    goes_on(second, 2)
+    if status(second)['state'] != 'active':
+        raise LabError(f'the guest that was taken over: {status(second)}')
+
+
 def wait_error(host, why):
     """Until remusd says why not."""
     said = wait_for(f'"{why}"', PATIENCE, lambda: why in (status(host)['last_error'] or '') and status(host)['last_error'], 0.5)
@@ -894,7 +957,7 @@ def explain(hosts):
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel,
        'network-learned': network_learned, 'learned': learned, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
-       'devices': devices, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'xenstored': xenstored}
+       'devices': devices, 'comeback': comeback, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'xenstored': xenstored}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
            'compare-xl-database': compare_xl_database}
 MORE = {'kills': kills, 'demo': demo, **COMPARE}  # only by name

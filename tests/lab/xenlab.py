@@ -74,6 +74,11 @@ class Host:
         except OSError:
             return False
 
+    def keep_disk(self):
+        """From its next boot on what it writes is there after one more, as far as it had left the host's memory."""
+        if not os.path.exists(self.path('disk')):
+            subprocess.run(['cp', '--sparse=always', f'{self.image}/dom0.ext4', self.path('disk')], check=True)
+
     def boot(self, memory=2048, dom0_memory=1024, cpu=CPU):
         for name in ('serial.log', 'qmp', 'ssh'):
             if os.path.lexists(self.path(name)):
@@ -91,7 +96,8 @@ class Host:
             f'console=com1 com1=115200,8n1 dom0_mem={dom0_memory}M,max:{dom0_memory}M loglvl=all noreboot',
             '-initrd', f'{image}/vmlinux console=hvc0 root=/dev/vda mitigations=off net.ifnames=0 '
                        f'lab.id={self.number},{image}/initrd',
-            '-drive', f'file={image}/dom0.ext4,if=none,id=disk,format=raw,snapshot=on,cache=unsafe',
+            '-drive', (f'file={self.path("disk")}' if os.path.exists(self.path('disk')) else f'file={image}/dom0.ext4,snapshot=on') +
+                      ',if=none,id=disk,format=raw,cache=unsafe',
             '-device', 'virtio-blk-pci,drive=disk',
             '-netdev', f'user,id=outside,hostfwd=tcp:127.0.0.1:{port}-:22',
             '-device', 'virtio-net-pci,netdev=outside,romfile=',

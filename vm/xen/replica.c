@@ -178,6 +178,8 @@ static int check_room(struct xen_replica *x, uint64_t pages, const struct xen_ma
     if (strcmp(here, profile) != 0)
         return error_set(err, "the primary's domain is \"%.100s\", this host can run \"%s\"",
                          profile, here);
+    if (xen_policy_check(&x->domain, m, err) < 0)
+        return -1;
     if (x->cfg->memory_bytes && want > x->cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
         return error_set(err,
                          "the domain has %" PRIu64 " MiB, its section here says %" PRIu64
