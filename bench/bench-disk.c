@@ -7,15 +7,19 @@
  *     plugin     our plugin, no protection
  *     protected  our plugin, a real engine, a memory channel, a real receiver and journal.  The backup's image is in
  *                /dev/shm, since the other host has a disk of its own and this machine has one
- *     primary    the same with a backup that only acknowledges: the other host has processors of its own, too
+ *     primary    the same with another host that takes nothing of this one's processors: what the link sends is copied once, as
+ *                into a socket, and an END is acknowledged at once
  *
- *     write      64 KiB writes one behind the other, 8 under way, a flush every 16 MiB
+ *     write      64 KiB writes one behind the other, 8 under way, a flush every 16 MiB.  A round begins with some that do not
+ *                count, so that as much is under way at the beginning as at the end, and waits before it until nothing is.
+ *                Shares are of the plugin's rate in the same round
  *     fsync      4 KiB write and flush, one at a time: median latency
  *     scan       read tracking: a guest reads its disk, 8 MiB in 0.4 s, into memory whose pages are all written; octets on the
  *                link a page, with and without
  *     no hit     the same with pages that are on no disk; processor time of all threads of both hosts a page
  *     apply      at the backup, on the disk of --dir: changes through journal and images, until both are durable, against
- *                writing and syncing the image alone
+ *                writing and syncing the image alone, and against the least that a journal can cost: the same octets into
+ *                another file, synced, and into the image, synced
  *     drain      from the word to take over until 64 MiB of committed changes are in the image
  */
 #include <fcntl.h>
@@ -45,9 +49,10 @@
 #define WINDOW 8
 #define FLUSH_EVERY (16 * MIB)
 #define ROUNDS 7
-#define ROUND_OCTETS (64u * MIB)
+#define ROUND_OCTETS (256u * MIB)
+#define START_OCTETS (64u * MIB) /* of a round, not counted */
 #define ROUND_SYNCS 200
-#define SETTLE_US 500000 /* until the backup has applied what was written */
+#define SETTLE_US 300000 /* until the backup has applied what was written */
 #define EPOCH_OCTETS MIB
 
 enum { BARE, PLUGIN, PROTECTED, PRIMARY, MODES };
@@ -146,13 +151,11 @@ static void nbd_reply(int fd)
     }
 }
 
-/* MiB a second */
-static double write_round(int fd, const uint8_t *data, uint64_t at)
+static void write_some(int fd, const uint8_t *data, uint64_t at, uint64_t octets)
 {
-    uint64_t began = clock_ns();
     unsigned waiting = 0;
 
-    for (uint64_t done = 0; done < ROUND_OCTETS; done += CHUNK) {
+    for (uint64_t done = 0; done < octets; done += CHUNK) {
         if (waiting == WINDOW) {
             nbd_reply(fd);
             waiting--;
@@ -166,6 +169,17 @@ static double write_round(int fd, const uint8_t *data, uint64_t at)
                 nbd_reply(fd);
         }
     }
+}
+
+/* MiB a second */
+static double write_round(int fd, const uint8_t *data)
+{
+    uint64_t began;
+
+    usleep(SETTLE_US);
+    write_some(fd, data, 0, START_OCTETS);
+    began = clock_ns();
+    write_some(fd, data, START_OCTETS, ROUND_OCTETS);
     return (double)ROUND_OCTETS / MIB / ((double)(clock_ns() - began) / 1e9);
 }
 
@@ -188,9 +202,74 @@ static double sync_round(int fd, const uint8_t *data)
 
 /* --- the servers --- */
 
+/* Another host whose work is not seen here. */
+struct sink {
+    struct chan chan, *back;
+    struct link *peer;
+    uint8_t space[4 * MIB];
+    size_t at;
+};
+
+/* A record, as the link sends it. */
+static int sink_send(struct chan *chan, struct iovec *iov, int count)
+{
+    struct sink *s = (struct sink *)chan;
+    struct proto_header h;
+    struct error err;
+
+    if (proto_get_header(&h, iov[0].iov_base, &err) < 0)
+        return -1;
+    for (int i = 0; i < count; i++) {
+        if (s->at + iov[i].iov_len > sizeof(s->space))
+            s->at = 0;
+        memcpy(s->space + s->at, iov[i].iov_base, iov[i].iov_len);
+        s->at += iov[i].iov_len;
+    }
+    return h.type == PROTO_END ? link_send_empty(s->peer, PROTO_ACK, h.epoch) : 0;
+}
+
+static ssize_t sink_recv(struct chan *chan, void *buf, size_t len, uint64_t deadline)
+{
+    struct chan *back = ((struct sink *)chan)->back;
+
+    return back->ops->recv(back, buf, len, deadline);
+}
+
+static void sink_shutdown(struct chan *chan)
+{
+    struct chan *back = ((struct sink *)chan)->back;
+
+    back->ops->shutdown(back);
+}
+
+static uint64_t sink_rate(struct chan *chan)
+{
+    (void)chan;
+    return 0;
+}
+
+static void sink_close(struct chan *chan)
+{
+    struct chan *back = ((struct sink *)chan)->back;
+
+    back->ops->close(back);
+    free(chan);
+}
+
+static struct chan *sink_new(struct chan *back, struct link *peer)
+{
+    static const struct chan_ops ops = {sink_send, sink_recv, sink_shutdown, sink_rate, sink_close};
+    struct sink *s = calloc(1, sizeof(*s));
+
+    s->chan = (struct chan){.ops = &ops, .peer = "sink"};
+    s->back = back;
+    s->peer = peer;
+    return &s->chan;
+}
+
 struct backup {
     struct link *link;
-    struct receiver *receiver; /* NULL: only acknowledges */
+    struct receiver *receiver; /* NULL: a sink */
     struct journal *journal;
     pthread_t thread;
 };
@@ -202,9 +281,7 @@ static void *backup_run(void *arg)
     struct error err;
 
     while (link_recv(b->link, &rec, TIME_NEVER, &err) == LINK_RECORD) {
-        if (!b->receiver && rec.type == PROTO_END)
-            link_send_empty(b->link, PROTO_ACK, rec.epoch);
-        if (!b->receiver || rec.type == PROTO_HEARTBEAT)
+        if (rec.type == PROTO_HEARTBEAT)
             continue;
         switch (receiver_record(b->receiver, &rec, &err)) {
         case RECEIVER_WHOLE:
@@ -304,7 +381,7 @@ static int protect(struct protected *p, const struct vm_config *cfg, char *const
         return -1;
     if (mem_chan_pair(ends, 4 << 20) < 0 || !(b->link = link_new(ends[1])) ||
         link_start_heartbeats(b->link, 20 * NS_PER_MS) < 0 || pthread_create(&b->thread, NULL, backup_run, b) ||
-        engine_attach(e, link_new(ends[0]), 0, err) < 0)
+        engine_attach(e, link_new(replica ? ends[0] : sink_new(ends[0], b->link)), 0, err) < 0)
         return -1;
     do {
         usleep(1000);
@@ -327,24 +404,32 @@ static void unprotect(struct protected *p)
 
 static void measure(char sockets[][108])
 {
-    static double rates[MODES][ROUNDS], latencies[MODES][ROUNDS];
+    static double rates[MODES][ROUNDS], shares[MODES][ROUNDS], latencies[MODES][ROUNDS];
     uint8_t *data = malloc(CHUNK);
+    char mode[32];
     int fds[MODES];
 
     memset(data, 0x5a, CHUNK);
     for (int i = 0; i < MODES; i++) {
         fds[i] = nbd_connect(sockets[i]);
-        write_round(fds[i], data, 0);
+        write_round(fds[i], data);
     }
-    for (unsigned round = 0; round < ROUNDS; round++)
+    for (unsigned round = 0; round < ROUNDS; round++) {
         for (int i = 0; i < MODES; i++)
-            rates[i][round] = write_round(fds[i], data, round * ROUND_OCTETS);
+            rates[i][round] = write_round(fds[i], data);
+        for (int i = 0; i < MODES; i++)
+            shares[i][round] = rates[i][round] / rates[PLUGIN][round];
+    }
     usleep(SETTLE_US);
     for (unsigned round = 0; round < ROUNDS; round++)
         for (int i = 0; i < MODES; i++)
             latencies[i][round] = sync_round(fds[i], data);
     for (int i = 0; i < MODES; i++)
         print("write", modes[i], median(rates[i], ROUNDS), "MiB/s");
+    for (int i = PROTECTED; i < MODES; i++) {
+        snprintf(mode, sizeof(mode), "%s, share", modes[i]);
+        print("write", mode, median(shares[i], ROUNDS), "of plugin");
+    }
     for (int i = 0; i < MODES; i++)
         print("fsync", modes[i], median(latencies[i], ROUNDS), "us");
     for (int i = 0; i < MODES; i++)
@@ -549,17 +634,23 @@ static int bench_reads(const char *dir, const char *fast, struct error *err)
 
 /* --- the backup --- */
 
-static double plain_write(const char *path, const uint8_t *data)
+/* Each chunk to each of the files. */
+static double plain_write(const char *const paths[], int files, const uint8_t *data)
 {
-    int fd = open(path, O_RDWR | O_CLOEXEC);
-    uint64_t began = clock_ns();
+    uint64_t began;
+    int fds[2];
 
+    for (int i = 0; i < files; i++)
+        if ((fds[i] = open(paths[i], O_RDWR | O_CLOEXEC)) < 0)
+            fatal(paths[i]);
+    began = clock_ns();
     for (uint64_t at = 0; at < DISK_SIZE; at += CHUNK)
-        if (fd < 0 || pwrite(fd, data, CHUNK, (off_t)at) != CHUNK)
-            fatal(path);
-    if (fdatasync(fd) < 0)
-        fatal(path);
-    close(fd);
+        for (int i = 0; i < files; i++)
+            if (pwrite(fds[i], data, CHUNK, (off_t)at) != CHUNK)
+                fatal(paths[i]);
+    for (int i = 0; i < files; i++)
+        if (fdatasync(fds[i]) < 0 || close(fds[i]) < 0)
+            fatal(paths[i]);
     return (double)DISK_SIZE / MIB / ((double)(clock_ns() - began) / 1e9);
 }
 
@@ -582,20 +673,25 @@ static int send_epoch(struct journal *j, uint64_t epoch, uint64_t at, uint8_t *e
 
 static int bench_backup(const char *dir, struct error *err)
 {
-    static double plain[ROUNDS], through[ROUNDS], drain[ROUNDS];
+    static double plain[ROUNDS], twice[ROUNDS], through[ROUNDS], drain[ROUNDS];
     uint8_t *entries = calloc(1, 2 * EPOCH_OCTETS);
-    char path[512], record[520];
+    char path[512], record[520], other[512];
+    const char *const both[] = {path, other};
     struct disk_info info = {DISK_SIZE, 1};
 
     snprintf(path, sizeof(path), "%s/apply.img", dir);
+    snprintf(other, sizeof(other), "%s/apply.twice", dir);
     snprintf(record, sizeof(record), "%s.remus", path);
     make_image(path);
+    make_image(other);
+    plain_write(both, 2, entries);
     for (unsigned round = 0; round < ROUNDS; round++) {
         struct journal_stats stats;
         struct journal *j;
         uint64_t epoch = 1, began;
 
-        plain[round] = plain_write(path, entries);
+        plain[round] = plain_write(both, 1, entries);
+        twice[round] = plain_write(both, 2, entries);
         unlink(record);
         if (journal_open(&j, (char *[]){path}, &info, 1, 256u * MIB, err) < 0 ||
             journal_begin(j, &info, START_ANEW, err) < 0)
@@ -621,6 +717,7 @@ static int bench_backup(const char *dir, struct error *err)
         journal_close(j);
     }
     print("apply", "image alone", median(plain, ROUNDS), "MiB/s");
+    print("apply", "image and another file", median(twice, ROUNDS), "MiB/s");
     print("apply", "journal and image", median(through, ROUNDS), "MiB/s");
     print("drain", "64 MiB", median(drain, ROUNDS), "ms");
     free(entries);

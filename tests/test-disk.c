@@ -949,6 +949,13 @@ static void test_torn_end_of_the_journal_never_counts_R4_R5(void **state)
         assert_int_equal(replayed(path, mixed, LENGTH, model), 1001);
         assert_true(images_are(model));
     }
+    for (unsigned i = 20; i < 2 * RECORD + 48; i += RECORD) { /* the file ends in a record */
+        assert_int_equal(truncate(path, 0), 0);
+        alarm(60);
+        assert_int_equal(replayed(path, whole, tail + i, model), 1001);
+        alarm(0);
+        assert_true(images_are(model));
+    }
     assert_int_equal(replayed(path, whole, LENGTH, model), 1002);
     memset(model[0], 0x22, 4096);
     memset(model[0] + 8192, 0x23, 4096);
