@@ -183,9 +183,9 @@ def another_primary_has_it_or_a_checkpoint_waits_R7():
         pair.wait_epochs(3)
         pair.primary.kill_daemon()
         pair.backup.wait_state("suspect")
-        pair.primary.write_config("127.0.0.1:7910", backup=f"127.0.0.1:{pair.proxy.port}", protect=False, takeover="manual")
+        pair.proxy.close()  # or the daemon that comes back protects its guest again
         pair.primary.start()
-        expect(whats(pair.primary.do("preflight"), "backup"), "waits on the backup: its guest has vanished")
+        expect(whats(pair.primary.do("preflight", to=f"127.0.0.1:{pair.port}"), "backup"), "waits on the backup: its guest has vanished")
         pair.primary.kill_host()
         pair.backup.wait_state("suspect")
         pair.backup.do("takeover")
