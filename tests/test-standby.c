@@ -539,6 +539,55 @@ static void r10_a_primary_that_makes_no_sense(void **state)
     assert_int_equal(noted.memory[PAGE_SIZE], 2);
 }
 
+static void r10_hellos_at_their_limits(void **state)
+{
+    static const struct proto_hello good = {.session = 1, .pages = PAGES, .page_size = PAGE_SIZE, .heartbeat_ms = 20,
+                                            .timeout_ms = 200, .platform = "noted"};
+    static const struct {
+        uint64_t session, pages;
+        uint32_t page_size, heartbeat_ms, timeout_ms;
+        bool ok;
+    } cases[] = {
+        {1, 1, PAGE_SIZE, 1, 2, true},
+        {1, UINT64_MAX / 2 / PAGE_SIZE, PAGE_SIZE, 10000, 600000, true},
+        {0, 1, PAGE_SIZE, 20, 200, false},
+        {1, 0, PAGE_SIZE, 20, 200, false},
+        {1, UINT64_MAX / 2 / PAGE_SIZE + 1, PAGE_SIZE, 20, 200, false},
+        {1, 1, PAGE_SIZE / 2, 20, 200, false},
+        {1, 1, PAGE_SIZE * 2, 20, 200, false},
+        {1, 1, PAGE_SIZE, 0, 200, false},
+        {1, 1, PAGE_SIZE, 10001, 20000, false},
+        {1, 1, PAGE_SIZE, 20, 20, false},
+        {1, 1, PAGE_SIZE, 20, 600001, false},
+    };
+    struct proto_hello h = good;
+    struct error err;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        h.session = cases[i].session;
+        h.pages = cases[i].pages;
+        h.page_size = cases[i].page_size;
+        h.heartbeat_ms = cases[i].heartbeat_ms;
+        h.timeout_ms = cases[i].timeout_ms;
+        assert_int_equal(standby_check_hello(&h, &err), cases[i].ok ? 0 : REFUSE_PROTOCOL);
+    }
+    h = good;
+    h.required = UINT64_C(1) << 40;
+    assert_int_equal(standby_check_hello(&h, &err), REFUSE_FEATURE);
+    h.required = FEATURES_KNOWN;
+    assert_int_equal(standby_check_hello(&h, &err), 0);
+    assert_int_equal(standby_check_machine(&cfg, &h, &err), 0);
+    h.pages++;
+    assert_int_equal(standby_check_machine(&cfg, &h, &err), REFUSE_PROFILE);
+    h.features = FEATURE_MACHINE; /* its description tells */
+    assert_int_equal(standby_check_machine(&cfg, &h, &err), 0);
+    strcpy(h.platform, "other");
+    assert_int_equal(standby_check_machine(&cfg, &h, &err), REFUSE_PROFILE);
+    h.disk_count = 1;
+    assert_int_equal(standby_check_disk_count(&cfg, &h, &err), REFUSE_PROFILE);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -554,6 +603,7 @@ int main(void)
         TEST(r7_a_guest_that_ran_here),
         TEST(r7_a_guest_that_ends_here),
         TEST(r10_a_primary_that_makes_no_sense),
+        TEST(r10_hellos_at_their_limits),
     };
 
     return cmocka_run_group_tests_name("standby", tests, NULL, NULL);
