@@ -100,8 +100,11 @@ static bool wait_for_turn(struct protection *p)
     for (;;) {
         uint64_t now = clock_ns(), due = pacer_due(&e->pacer, now), early;
 
-        if (e->pacer.acked > e->taken_before)
+        if (e->pacer.acked > e->taken_before) {
+            if (p->lc.state == LC_SYNCING)
+                log_info(p->cfg->name, "protected");
             lifecycle_acked(&p->lc, now);
+        }
         if (e->link_end != LINK_UP || p->request != REQUEST_NONE)
             return false;
         if (due <= now)
@@ -611,6 +614,8 @@ int protection_request(struct protection *p, enum protection_request request, st
     if (request == REQUEST_SWITCHOVER && state != LC_PROTECTED)
         return error_set(err, "%s is %s: a switchover needs a protected VM", p->cfg->name,
                          lifecycle_name(state));
+    if (request == REQUEST_UNPROTECT && state >= LC_HANDED_OVER)
+        return error_set(err, "%s is %s: there is no guest here that could go on alone", p->cfg->name, lifecycle_name(state));
     if (request == REQUEST_PROTECT && !p->cfg->backup[0])
         return error_set(err, "%s has no backup: set backup = \"HOST:PORT\" in its section",
                          p->cfg->name);
@@ -662,7 +667,9 @@ int protection_may_forget(struct protection *p, struct error *err)
     SCOPED_LOCK(&p->engine.lock);
     enum lifecycle_state state = p->lc.state;
 
-    if (p->lc.held || (p->ready && (state == LC_CONNECTING || state == LC_SYNCING)))
+    if (state >= LC_HANDED_OVER && state != LC_SHUT_DOWN && p->vm)
+        return error_set(err, "%s is %s: its guest here is just being ended: try again", p->cfg->name, lifecycle_name(state));
+    if (state < LC_HANDED_OVER && (p->lc.held || (p->ready && (state == LC_CONNECTING || state == LC_SYNCING))))
         return error_set(err, "%s is %s: remusctl unprotect %s first", p->cfg->name, lifecycle_name(state), p->cfg->name);
     return 0;
 }
