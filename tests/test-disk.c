@@ -573,6 +573,37 @@ static void test_stamps_tell_what_a_copy_lacks_R5(void **state)
     assert_non_null(strstr(err.text, "17"));
 }
 
+/* One server after the other, of one disk, of both, of the other: none begins where an earlier one may have counted. */
+static void test_generations_grow_over_all_servers_R5(void **state)
+{
+    static const struct {
+        unsigned from, to;
+    } disks[] = {{0, 1}, {0, 1}, {0, 2}, {1, 2}};
+    uint64_t last = 0, generation;
+    struct image images[2];
+    struct error err;
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        make_image(paths[i]);
+        assert_int_equal(image_take(paths[i], &err), 0);
+        assert_int_equal(image_open(&images[i], paths[i], true, &err), 0);
+    }
+    for (unsigned n = 0; n < sizeof(disks) / sizeof(*disks); n++) {
+        unsigned from = disks[n].from;
+
+        assert_int_equal(image_begin((char *[]){paths[from], paths[1]}, images + from, disks[n].to - from, &generation,
+                                     &err), 0);
+        assert_true(generation > last);
+        last = generation + 100000000; /* epochs in which nothing is written */
+    }
+    image_stamp(&images[1], 0, 1, last + (UINT64_C(1) << 41));
+    assert_int_equal(image_begin((char *[]){paths[0], paths[1]}, images, 2, &generation, &err), 0);
+    assert_true(generation > last + (UINT64_C(1) << 41));
+    for (unsigned i = 0; i < 2; i++)
+        image_close(&images[i]);
+}
+
 static void test_damaged_record_is_refused_R10(void **state)
 {
     char record[PATH_MAX];
@@ -1100,6 +1131,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_blocks_are_read_as_of_their_generation_R4_R5_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_epoch_ends_at_its_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_stamps_tell_what_a_copy_lacks_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_generations_grow_over_all_servers_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_crash_at_each_step_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_uncommitted_changes_never_reach_the_images_R5, set_up, tear_down),
