@@ -112,6 +112,7 @@ def daemons_that_come_again_know_it_R7():
         pair.backup.kill_daemon()
         pair.configure(pair.backup, None)
         pair.backup.start()
+        pair.backup.wait_state("ready")
         pair.primary.wait_state("protected")
 
 
