@@ -24,7 +24,6 @@
  *     drain      from the word to take over until 64 MiB of committed changes are in the image
  */
 #include <fcntl.h>
-#include <ftw.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -37,7 +36,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "backup/receiver.h"
+#include "bench/backup.h"
 #include "bench/bench.h"
 #include "common/clock.h"
 #include "common/wire.h"
@@ -268,37 +267,6 @@ static struct chan *sink_new(struct chan *back, struct link *peer)
     return &s->chan;
 }
 
-struct backup {
-    struct link *link;
-    struct receiver *receiver; /* NULL: a sink */
-    struct journal *journal;
-    pthread_t thread;
-};
-
-static void *backup_run(void *arg)
-{
-    struct backup *b = arg;
-    struct record rec;
-    struct error err;
-
-    while (link_recv(b->link, &rec, TIME_NEVER, &err) == LINK_RECORD) {
-        if (rec.type == PROTO_HEARTBEAT)
-            continue;
-        switch (receiver_record(b->receiver, &rec, &err)) {
-        case RECEIVER_WHOLE:
-            link_send_empty(b->link, PROTO_ACK, rec.epoch);
-            receiver_apply(b->receiver);
-            break;
-        case RECEIVER_MORE:
-            break;
-        default:
-            fprintf(stderr, "remus-bench disk: backup: %s\n", err.text);
-            link_shutdown(b->link);
-        }
-    }
-    return NULL;
-}
-
 static void make_image(const char *path)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
@@ -356,12 +324,10 @@ static int receive(struct protected *p, char *const replica[], struct error *err
 {
     const struct disk_info *info = disk_infos(p->engine.disk);
     struct backup *b = &p->backup;
-    uint8_t *memory = mmap(NULL, p->vm->pages * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    if (journal_open(&b->journal, replica, info, 1, 256u * MIB, err) < 0 ||
+    if (backup_init(b, p->vm->pages) < 0 || journal_open(&b->journal, replica, info, 1, 256u * MIB, err) < 0 ||
         journal_begin(b->journal, info, START_ANEW, err) < 0)
         return -1;
-    b->receiver = receiver_new(memory, p->vm->pages, p->vm->pages * PAGE_SIZE);
     receiver_set_journal(b->receiver, b->journal);
     return 0;
 }
@@ -369,8 +335,7 @@ static int receive(struct protected *p, char *const replica[], struct error *err
 static int protect(struct protected *p, const struct vm_config *cfg, char *const replica[], struct error *err)
 {
     struct engine *e = &p->engine;
-    struct backup *b = &p->backup;
-    struct chan *ends[2];
+    struct chan *chan;
     struct disk_sync sync;
 
     engine_init(e, cfg);
@@ -380,9 +345,8 @@ static int protect(struct protected *p, const struct vm_config *cfg, char *const
         vm_platform("fake")->open(&p->vm, cfg, err) < 0 || engine_open(e, p->vm, p->port, err) < 0 ||
         (replica && receive(p, replica, err) < 0))
         return -1;
-    if (mem_chan_pair(ends, 4 << 20) < 0 || !(b->link = link_new(ends[1])) ||
-        link_start_heartbeats(b->link, 20 * NS_PER_MS) < 0 || pthread_create(&b->thread, NULL, backup_run, b) ||
-        engine_attach(e, link_new(replica ? ends[0] : sink_new(ends[0], b->link)), 0, err) < 0)
+    if (backup_start(&p->backup, &chan) < 0 ||
+        engine_attach(e, link_new(replica ? chan : sink_new(chan, p->backup.link)), 0, err) < 0)
         return -1;
     do {
         usleep(1000);
@@ -396,9 +360,7 @@ static void unprotect(struct protected *p)
     __atomic_store_n(&epochs_stop, true, __ATOMIC_RELEASE);
     pthread_join(p->epochs, NULL);
     engine_detach(&p->engine);
-    pthread_join(p->backup.thread, NULL);
-    link_free(p->backup.link);
-    journal_close(p->backup.journal);
+    backup_free(&p->backup);
     p->vm->ops->destroy(p->vm);
     p->port->ops->close(p->port);
 }
@@ -729,12 +691,6 @@ static int bench_backup(const char *dir, struct error *err)
     return 0;
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st, (void)type, (void)ftw;
-    return remove(path);
-}
-
 int bench_disk(int argc, char **argv)
 {
     char dir[256], fast[] = "/dev/shm/remus-bench-XXXXXX";
@@ -756,7 +712,7 @@ int bench_disk(int argc, char **argv)
     rc = bench_guest(dir, fast, &err) < 0 || bench_reads(dir, fast, &err) < 0 || bench_backup(dir, &err) < 0;
     if (rc)
         fprintf(stderr, "remus-bench disk: %s\n", err.text);
-    nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
-    nftw(fast, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    remove_folder(dir);
+    remove_folder(fast);
     return rc;
 }

@@ -7,7 +7,6 @@
  *     pause   a guest that dirties pages; by phase
  *     idle    a guest that does nothing, small and large
  */
-#include <ftw.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include "backup/receiver.h"
+#include "bench/backup.h"
 #include "bench/bench.h"
 #include "common/clock.h"
 #include "remusd/engine.h"
@@ -85,36 +84,6 @@ static int bench_copy(void)
 
 /* --- whole checkpoints --- */
 
-struct backup {
-    struct link *link;
-    struct receiver *receiver;
-    pthread_t thread;
-};
-
-static void *backup_run(void *arg)
-{
-    struct backup *b = arg;
-    struct record rec;
-    struct error err;
-
-    while (link_recv(b->link, &rec, TIME_NEVER, &err) == LINK_RECORD) {
-        if (rec.type == PROTO_HEARTBEAT)
-            continue;
-        switch (receiver_record(b->receiver, &rec, &err)) {
-        case RECEIVER_WHOLE:
-            receiver_apply(b->receiver);
-            link_send_empty(b->link, PROTO_ACK, rec.epoch);
-            break;
-        case RECEIVER_MORE:
-            break;
-        default:
-            fprintf(stderr, "backup: %s\n", err.text);
-            link_shutdown(b->link);
-        }
-    }
-    return NULL;
-}
-
 static int run_epochs(struct engine *e, struct error *err)
 {
     if (engine_precopy(e, err) < 0)
@@ -150,12 +119,6 @@ static void print_case(const char *name, const struct engine *e)
     fflush(stdout);
 }
 
-static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st, (void)type, (void)ftw;
-    return remove(path);
-}
-
 /* Runs EPOCHS checkpoints of the VM that the keys describe. */
 static int bench_vm(const char *name, const char *keys)
 {
@@ -163,11 +126,10 @@ static int bench_vm(const char *name, const char *keys)
     static struct engine engine;
     struct backup b = {0};
     struct config config;
-    struct chan *ends[2];
+    struct chan *chan;
     struct port *port = null_port_new();
     struct vm *vm = NULL;
     struct error err = {""};
-    uint8_t *replica;
     FILE *f;
     int rc = -1;
 
@@ -181,22 +143,14 @@ static int bench_vm(const char *name, const char *keys)
         vm_platform(config.vms[0].platform)->open(&vm, &config.vms[0], &err) == 0) {
         sleep(config.vms[0].kernel[0] ? 8 : 0); /* a real guest boots */
         engine_init(&engine, &config.vms[0]);
-        replica = mmap(NULL, vm->pages * PAGE_SIZE, PROT_READ | PROT_WRITE,
-                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        b.receiver = receiver_new(replica, vm->pages, vm->pages * PAGE_SIZE);
-        if (mem_chan_pair(ends, 4 << 20) == 0 && engine_open(&engine, vm, port, &err) == 0 &&
-            (b.link = link_new(ends[1])) && link_start_heartbeats(b.link, 20 * NS_PER_MS) == 0 &&
-            pthread_create(&b.thread, NULL, backup_run, &b) == 0 &&
-            engine_attach(&engine, link_new(ends[0]), 0, &err) == 0) {
+        if (engine_open(&engine, vm, port, &err) == 0 && backup_init(&b, vm->pages) == 0 && backup_start(&b, &chan) == 0 &&
+            engine_attach(&engine, link_new(chan), 0, &err) == 0) {
             rc = run_epochs(&engine, &err);
             if (rc == 0)
                 print_case(name, &engine);
             engine_detach(&engine);
-            pthread_join(b.thread, NULL);
-            link_free(b.link);
+            backup_free(&b);
         }
-        receiver_free(b.receiver);
-        munmap(replica, vm->pages * PAGE_SIZE);
         engine_free(&engine);
     }
     if (rc < 0)
@@ -204,7 +158,7 @@ static int bench_vm(const char *name, const char *keys)
     if (vm)
         vm->ops->destroy(vm);
     port->ops->close(port);
-    nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    remove_folder(dir);
     return rc < 0;
 }
 
@@ -242,6 +196,6 @@ int bench_epoch(int argc, char **argv)
                  "append = 'console=ttyS0 quiet round_ms=5 pages=12'", kernel, initrd);
         rc |= bench_vm("pause", keys);
     }
-    nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+    remove_folder(dir);
     return rc;
 }

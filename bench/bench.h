@@ -36,4 +36,7 @@ static inline uint64_t process_cpu_ns(void)
 /* A part of netbuf: the exit status. */
 int bench_netbuf_pgsql(void);
 
+/* A folder and all that is in it. */
+void remove_folder(const char *dir);
+
 #endif

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <ftw.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,6 +20,17 @@ static const struct bench_verb verbs[] = {
     {"record", "(--ram FILE | --shm ID) --output FILE [--seconds S] [--interval MS]",
      "record the pages that change in a mapped memory as a page trace", bench_record},
 };
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+    (void)st, (void)type, (void)ftw;
+    return remove(path);
+}
+
+void remove_folder(const char *dir)
+{
+    nftw(dir, remove_one, 8, FTW_DEPTH | FTW_PHYS);
+}
 
 static int usage(FILE *out, int status)
 {

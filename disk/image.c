@@ -19,6 +19,7 @@
 #define MAGIC UINT64_C(0x72656d7573696d31) /* "remusim1" */
 #define RECORD 512u
 #define STAMPS_AT 4096u
+#define GENERATIONS (UINT64_C(1) << 40) /* of one server: 800 years of 25 ms */
 #define SIZE_MAX_IMAGE (UINT64_C(1) << 46) /* 64 TiB: a bound for what a damaged record may make us map */
 
 int image_record_path(const char *image, char path[PATH_MAX])
@@ -57,6 +58,7 @@ static void encode(uint8_t out[RECORD], const struct image_record *rec)
     wire_put_uint(&w, rec->epoch, 8);
     wire_put_uint(&w, rec->changed, 8);
     wire_put_string(&w, rec->boot);
+    wire_put_uint(&w, rec->first, 8);
     w = wire_writer(out + RECORD - 8, 8);
     wire_put_uint(&w, XXH3_64bits(out, RECORD - 8), 8);
 }
@@ -76,6 +78,7 @@ static int decode(struct image_record *rec, const uint8_t in[RECORD])
     rec->epoch = wire_get_u64(&r);
     rec->changed = wire_get_u64(&r);
     wire_get_string(&r, rec->boot, sizeof(rec->boot));
+    rec->first = wire_get_u64(&r);
     rec->role = role;
     return !r.failed && role >= IMAGE_VALID && role <= IMAGE_STALE && block == IMAGE_BLOCK &&
                    rec->size && rec->size <= SIZE_MAX_IMAGE && rec->id
@@ -277,6 +280,30 @@ int image_take(const char *image, struct error *err)
     rec.clean = false;
     memcpy(rec.boot, boot, sizeof(boot));
     return image_write(image, &rec, err);
+}
+
+int image_begin(char *const paths[], const struct image images[], unsigned count, uint64_t *generation,
+                struct error *err)
+{
+    struct image_record rec;
+    uint64_t known = 0, last;
+
+    for (unsigned i = 0; i < count; i++) {
+        if (image_read(paths[i], &rec, err) != 1)
+            return error_set(err, "the record of disk \"%s\" is gone", paths[i]);
+        last = image_last_generation(&images[i]);
+        known = rec.first > known ? rec.first : known;
+        known = last > known ? last : known;
+    }
+    *generation = known + GENERATIONS;
+    for (unsigned i = 0; i < count; i++) {
+        if (image_read(paths[i], &rec, err) != 1)
+            return error_set(err, "the record of disk \"%s\" is gone", paths[i]);
+        rec.first = *generation;
+        if (image_write(paths[i], &rec, err) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 int image_release(const char *image, struct error *err)

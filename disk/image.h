@@ -6,7 +6,7 @@
  *     4096  stamps: for each 64 KiB block the generation in which the guest last wrote to it, 8 octets
  *
  * A generation is the stretch between two barriers; its numbers grow for as long as the image lives, over all links,
- * sessions and daemons.  A copy that is whole up to generation G lacks exactly the blocks whose stamp is above
+ * sessions, daemons and disk servers.  A copy that is whole up to generation G lacks exactly the blocks whose stamp is above
  * G.  So nothing is ever cleared, nothing depends on what was in flight when a link or a daemon was lost, and the same map serves first
  * sync, resync, and any number of them.  Stamps are set before the block is written; they lie in the page cache, which outlives every
  * process.  After a loss of the host itself they are not believed: the image gets a new id, and a copy of the old one is no base.
@@ -37,6 +37,7 @@ struct image_record {
     uint64_t size;       /* of the image */
     uint64_t epoch;      /* VALID by a takeover, STALE: since this checkpoint; otherwise 0 */
     uint64_t changed;    /* ns */
+    uint64_t first;      /* generation of the server that last opened it; 0: of none */
     char boot[40];       /* of the host that last opened it for its guest */
 };
 
@@ -75,6 +76,12 @@ uint64_t image_last_generation(const struct image *im);
  * when the stamps cannot be trusted, and notes that it is open.
  */
 int image_take(const char *image, struct error *err);
+/*
+ * For a server that begins: its first generation.  Above all that servers before it stamped with, and above those that they only
+ * counted: a copy may be whole up to one in which nothing was written.  The images are open.
+ */
+int image_begin(char *const paths[], const struct image images[], unsigned count, uint64_t *generation,
+                struct error *err);
 /* The guest has ended and all is written: the image may be opened after a reboot as it is. */
 int image_release(const char *image, struct error *err);
 /* A takeover: the replica is the valid image from now on, with a lineage of its own. */

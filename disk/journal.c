@@ -559,6 +559,23 @@ static int replay(struct journal *j, struct error *err)
     return put_header(j, &j->durable, err);
 }
 
+/* A journal's changes are for the images that it was made with: they are replicas, or just became valid. */
+static int check_images(char *const images[], unsigned count, const char *journal, struct error *err)
+{
+    struct image_record rec;
+
+    for (unsigned i = 0; i < count; i++) {
+        int found = access(images[i], F_OK) == 0 ? image_read(images[i], &rec, err) : 0;
+
+        if (found < 0)
+            return -1;
+        if (!found || rec.role == IMAGE_STALE)
+            return error_set(err, "disk \"%s\" is gone, or no replica any more, and %s has changes for it: bring it back, "
+                             "or remove the journal to synchronise anew", images[i], journal);
+    }
+    return 0;
+}
+
 /* R5: never writes over an image that a guest ran from. */
 static int claim_image(const char *image, const struct disk_info *disk, struct error *err)
 {
@@ -648,6 +665,11 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
     j->fd = -1;
     j->body = malloc(BODY_MAX);
     snprintf(j->path, sizeof(j->path), "%s.remus-journal", images[0]);
+    /* Before one is made anew: this may fail half way, and be tried again. */
+    if (check_images(images, count, j->path, err) < 0 && unlink(j->path) < 0 && errno != ENOENT) {
+        error_set(err, "%s: %s", j->path, strerror(errno));
+        goto fail;
+    }
     for (; j->count < count; j->count++) {
         unsigned i = j->count;
 
@@ -751,6 +773,8 @@ int journal_recover(char *const images[], unsigned count, bool activating, struc
     close(probe.fd);
     if (!known) /* nothing was ever committed */
         return 0;
+    if (check_images(images, count, probe.path, err) < 0)
+        return -1;
     rc = activating ? finish_activation(images, count, err) : 0;
     if (rc)
         return rc;

@@ -55,7 +55,8 @@ struct journal_stats {
 
 /*
  * Opens images and journal, makes what is not there (sparse), replays, and starts the thread.  Refuses an image
- * that is valid itself: the guest ran from it.  capacity: used when the journal is made, or is empty.
+ * that is valid itself: the guest ran from it.  When one is not here, or was no replica, nothing of any counts as known.
+ * capacity: used when the journal is made, or is empty.
  */
 int journal_open(struct journal **j, char *const images[], const struct disk_info *disks, unsigned count,
                  size_t capacity, struct error *err);
@@ -64,6 +65,7 @@ void journal_close(struct journal *j);
 /*
  * After a start of the daemon, without a primary: brings the images to their last committed epoch, when there is a journal.  A
  * takeover that was cut short is finished when `activating`: one image is valid, so all are.  1: done, 0: there is no journal.
+ * -1 and nothing touched when an image is gone.
  */
 int journal_recover(char *const images[], unsigned count, bool activating, struct error *err);
 

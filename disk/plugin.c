@@ -64,7 +64,7 @@ static int disk_config_complete(void)
 
 static int disk_get_ready(void)
 {
-    uint64_t generation = 0, last;
+    uint64_t generation;
     struct error err;
 
     if (queue_server(queue_path)) {
@@ -76,11 +76,9 @@ static int disk_get_ready(void)
             nbdkit_error("%s", err.text);
             return -1;
         }
-        last = image_last_generation(&images[i]);
-        if (last > generation)
-            generation = last;
     }
-    if (queue_create(&queue, queue_path, queue_size, reads_size, generation + 1, !standby, &err) < 0) {
+    if (image_begin(paths, images, count, &generation, &err) < 0 ||
+        queue_create(&queue, queue_path, queue_size, reads_size, generation, !standby, &err) < 0) {
         nbdkit_error("%s", err.text);
         return -1;
     }

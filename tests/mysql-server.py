@@ -14,8 +14,8 @@ import sys
 import tempfile
 import time
 
-TOP = os.environ.get("top_builddir", "..")
-number = 0
+from remus_sql import Client, report, report_end
+
 LONGEST = 0xffffff
 
 LONG, CONNECT_DB, COMPRESS, LOCAL_FILES, P41, TRANSACTIONS = 1, 8, 32, 128, 512, 1 << 13
@@ -24,29 +24,6 @@ DEPRECATE_EOF = 1 << 24
 BASE = CONNECT_DB | P41 | TRANSACTIONS | SECURE | MULTI_STATEMENTS | MULTI_RESULTS | PS_MULTI | PLUGIN
 PROGRESS, CACHE_METADATA = 1, 16  # MariaDB's own
 MORE_RESULTS, CURSOR_EXISTS, LAST_ROW = 8, 64, 128
-
-
-def report(ok, name, note=""):
-    global number
-    number += 1
-    print("%sok %d - %s%s" % ("" if ok else "not ", number, name, "" if ok else "\n# " + note), flush=True)
-    return ok
-
-
-class Parser:
-    def __init__(self):
-        self.proc = subprocess.Popen([TOP + "/tests/parse-stream", "mysql"], stdin=subprocess.PIPE,
-                                     stdout=subprocess.PIPE, text=True)
-
-    def feed(self, data, mark=""):
-        self.proc.stdin.write(mark + data.hex() + "\n")
-        self.proc.stdin.flush()
-        return self.proc.stdout.readline().strip()
-
-    def close(self):
-        self.proc.stdin.close()
-        self.proc.stdout.close()
-        self.proc.wait()
 
 
 def lenenc(body, at):
@@ -63,16 +40,12 @@ def ok_status(body):
     return struct.unpack_from("<H", body, at)[0]
 
 
-class Connection:
-    """A client of a few lines.  seen: what the parser said about each message, over one request."""
-
+class Connection(Client):
     def __init__(self, path, flags=BASE, mariadb=0):
         self.flags, self.mariadb = flags, mariadb
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.connect(path)
-        self.sock.settimeout(20)
-        self.parser = Parser()
-        self.seen = self.last = ""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(path)
+        super().__init__(sock, "mysql")
         self.statement = 0
         self.packet()
         self.send(struct.pack("<IIB19xI", flags, 1 << 24, 33, mariadb) + b"root\0\0d\0mysql_native_password\0", 1)
@@ -83,15 +56,6 @@ class Connection:
         data = struct.pack("<I", len(body))[:3] + bytes([seq]) + body
         self.seen += self.parser.feed(data, ">")
         self.sock.sendall(data)
-
-    def exactly(self, n):
-        data = b""
-        while len(data) < n:
-            more = self.sock.recv(n - len(data))
-            if not more:
-                raise EOFError
-            data += more
-        return data
 
     def packet(self):
         head = self.exactly(4)
@@ -172,10 +136,6 @@ class Connection:
         bound = b"" if value is None else b"\0\1\3\0" + struct.pack("<i", value)
         self.send(b"\x17" + struct.pack("<IBI", self.statement, cursor, 1) + bound)
         return self.results()
-
-    def close(self):
-        self.sock.close()
-        self.parser.close()
 
 
 def query(text):
@@ -458,7 +418,7 @@ def main():
         finally:
             daemon.kill()
             daemon.wait()
-    print("1..%d" % number)
+    report_end()
 
 
 if __name__ == "__main__":

@@ -14,31 +14,7 @@ import subprocess
 import sys
 import tempfile
 
-TOP = os.environ.get("top_builddir", "..")
-number = 0
-
-
-def report(ok, name, note=""):
-    global number
-    number += 1
-    print("%sok %d - %s%s" % ("" if ok else "not ", number, name, "" if ok else "\n# " + note), flush=True)
-    return ok
-
-
-class Parser:
-    def __init__(self):
-        self.proc = subprocess.Popen([TOP + "/tests/parse-stream", "pgsql"], stdin=subprocess.PIPE,
-                                     stdout=subprocess.PIPE, text=True)
-
-    def feed(self, data):
-        self.proc.stdin.write(data.hex() + "\n")
-        self.proc.stdin.flush()
-        return self.proc.stdout.readline().strip()
-
-    def close(self):
-        self.proc.stdin.close()
-        self.proc.stdout.close()
-        self.proc.wait()
+from remus_sql import Client, report, report_end
 
 
 def message(kind, body=b""):
@@ -57,14 +33,9 @@ def pipeline(*texts):
     return out + message(b"S")
 
 
-class Connection:
-    """A client of a few lines.  seen: what the parser said about each message, over one request."""
-
+class Connection(Client):
     def __init__(self, port, ssl_request=False, **options):
-        self.sock = socket.create_connection(("127.0.0.1", port))
-        self.sock.settimeout(20)
-        self.parser = Parser()
-        self.seen = ""
+        super().__init__(socket.create_connection(("127.0.0.1", port)), "pgsql")
         if ssl_request:
             self.sock.sendall(struct.pack(">II", 8, 80877103))
             self.parser.feed(self.exactly(1))
@@ -75,15 +46,6 @@ class Connection:
         body += b"\0"
         self.sock.sendall(struct.pack(">I", len(body) + 4) + body)
         self.until(b"Z")
-
-    def exactly(self, n):
-        data = b""
-        while len(data) < n:
-            more = self.sock.recv(n - len(data))
-            if not more:
-                raise EOFError
-            data += more
-        return data
 
     def until(self, kind):
         """Reads messages up to one of `kind`; their types and bodies."""
@@ -103,10 +65,6 @@ class Connection:
     def run(self, request, kind=b"Z"):
         self.sock.sendall(request)
         return self.until(kind)
-
-    def close(self):
-        self.sock.close()
-        self.parser.close()
 
 
 FINGERPRINT = query("SELECT (SELECT count(*) FROM t), (SELECT coalesce(sum(v), 0) FROM t), (SELECT count(*) FROM "
@@ -237,7 +195,7 @@ def main():
             run_walsender(port)
         finally:
             subprocess.run(control + ["-m", "immediate", "stop"], cwd=tmp)
-    print("1..%d" % number)
+    report_end()
 
 
 if __name__ == "__main__":

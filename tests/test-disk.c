@@ -573,6 +573,37 @@ static void test_stamps_tell_what_a_copy_lacks_R5(void **state)
     assert_non_null(strstr(err.text, "17"));
 }
 
+/* One server after the other, of one disk, of both, of the other: none begins where an earlier one may have counted. */
+static void test_generations_grow_over_all_servers_R5(void **state)
+{
+    static const struct {
+        unsigned from, to;
+    } disks[] = {{0, 1}, {0, 1}, {0, 2}, {1, 2}};
+    uint64_t last = 0, generation;
+    struct image images[2];
+    struct error err;
+
+    (void)state;
+    for (unsigned i = 0; i < 2; i++) {
+        make_image(paths[i]);
+        assert_int_equal(image_take(paths[i], &err), 0);
+        assert_int_equal(image_open(&images[i], paths[i], true, &err), 0);
+    }
+    for (unsigned n = 0; n < sizeof(disks) / sizeof(*disks); n++) {
+        unsigned from = disks[n].from;
+
+        assert_int_equal(image_begin((char *[]){paths[from], paths[1]}, images + from, disks[n].to - from, &generation,
+                                     &err), 0);
+        assert_true(generation > last);
+        last = generation + 100000000; /* epochs in which nothing is written */
+    }
+    image_stamp(&images[1], 0, 1, last + (UINT64_C(1) << 41));
+    assert_int_equal(image_begin((char *[]){paths[0], paths[1]}, images, 2, &generation, &err), 0);
+    assert_true(generation > last + (UINT64_C(1) << 41));
+    for (unsigned i = 0; i < 2; i++)
+        image_close(&images[i]);
+}
+
 static void test_damaged_record_is_refused_R10(void **state)
 {
     char record[PATH_MAX];
@@ -812,6 +843,61 @@ static void test_blocks_are_read_as_of_their_generation_R4_R5_R10(void **state)
     journal_close(j);
     free(model[0]);
     free(model[1]);
+}
+
+static void commit_one(void)
+{
+    struct journal *j = open_journal(4);
+    struct error err;
+
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+    send(j, 1, 1001);
+    journal_close(j);
+}
+
+/* An image that is lost or replaced while nobody looks has nothing of what the journal beside the first knows of it. */
+static void test_image_that_is_gone_is_no_base_R5(void **state)
+{
+    static const struct {
+        bool image, record; /* is removed */
+        unsigned disk;
+    } cases[] = {{false, false, 0}, {true, false, 0}, {false, true, 0}, {true, false, 1}, {false, true, 1}, {true, true, 1}};
+    char *images[] = {paths[0], paths[1]};
+    struct error err;
+
+    (void)state;
+    for (unsigned n = 0; n < sizeof(cases) / sizeof(*cases); n++) {
+        bool gone = cases[n].image || cases[n].record;
+        const char *path = paths[cases[n].disk];
+        char record[PATH_MAX];
+        uint64_t bases[2];
+        struct journal *j;
+
+        commit_one();
+        image_record_path(path, record);
+        if ((cases[n].image && unlink(path) < 0) || (cases[n].record && unlink(record) < 0))
+            fail();
+        assert_int_equal(journal_recover(images, 2, false, &err), gone ? -1 : 1);
+        if (gone && !strstr(err.text, path))
+            fail_msg("%s", err.text);
+        assert_int_equal(access(path, F_OK) == 0, !cases[n].image); /* not made anew */
+        if (cases[n].disk == 0 && gone) { /* the first try fails half way */
+            struct disk_info other[] = {infos[0], {DISK_SIZE + 512, 0xb}};
+
+            assert_int_equal(journal_open(&j, images, other, 2, 4 * MIB, &err), -1);
+        }
+        j = open_journal(4);
+        journal_bases(j, infos, bases);
+        assert_true(bases[0] == (gone ? 0 : 1001) && bases[1] == bases[0]);
+        assert_int_equal(journal_whole(j), !gone);
+        journal_close(j);
+        tear_down(NULL);
+        set_up(NULL);
+    }
+    commit_one();
+    assert_int_equal(image_disown(paths[1], 5, &err), 0);
+    assert_int_equal(journal_recover(images, 2, false, &err), -1);
+    assert_non_null(strstr(err.text, "no replica any more"));
 }
 
 /* Synchronising over an epoch that is kept: the images stay at it until the next commit. */
@@ -1100,9 +1186,11 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_blocks_are_read_as_of_their_generation_R4_R5_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_epoch_ends_at_its_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_stamps_tell_what_a_copy_lacks_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_generations_grow_over_all_servers_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_crash_at_each_step_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_uncommitted_changes_never_reach_the_images_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_image_that_is_gone_is_no_base_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_old_epoch_is_kept_until_the_next_is_whole_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_torn_end_of_the_journal_never_counts_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_checks_mean_their_place_among_the_changes_R5, set_up, tear_down),

@@ -639,6 +639,28 @@ def short_link_loss_sends_only_what_changed_R5():
                      lambda: pair.content(pair.backup) == pair.content(pair.primary))
 
 
+@suite.test
+def server_starts_again_after_idle_epochs_R5():
+    """Its numbers of epochs go on behind those that the backup has heard of, though the guest wrote in none of them."""
+    with Disks(takeover="manual") as pair:
+        pair.protect()
+        disk = pair.nbd(pair.primary)
+        disk.write(0, b"a" * BLOCK)
+        pair.wait_epochs(20)
+        pair.proxy.refuse = True
+        pair.kill_primary()
+        pair.primary.start()
+        wait_for("the disk server", lambda: server_pid(pair.primary))
+        disk = pair.nbd(pair.primary)
+        disk.write(5 * MIB, b"b" * BLOCK)
+        pair.backup.wait_state("suspect")
+        pair.backup.do("discard")
+        pair.proxy.refuse = False
+        pair.primary.wait_state("protected")
+        pair.wait_epochs(5)
+        assert pair.verify()[0] == 0, "R5: the images differ"
+
+
 @slow
 def slow_link_slows_writes_down_R9():
     with Disks(takeover="manual", disk_queue=1, timeout=20000, interval=20) as pair:

@@ -23,6 +23,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "disk/image.h"
 #include "disk/journal.h"
 
 #define MIB (1u << 20)
@@ -311,6 +312,14 @@ static uint64_t check(int crash)
     uint64_t bases[2], epoch;
     bool whole;
 
+    for (int i = 0; i < 2; i++) { /* durable before the first change */
+        char path[128];
+        struct error err;
+
+        path_of(path, crash, i);
+        if (image_write(path, &(struct image_record){.role = IMAGE_REPLICA, .id = 1, .size = DISK_SIZE}, &err) < 0)
+            fail_msg("%s", err.text);
+    }
     j = open_in(crash);
     journal_bases(j, infos, bases);
     whole = journal_whole(j);

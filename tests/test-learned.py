@@ -86,6 +86,19 @@ def protected_without_sections_and_taken_over_R2_R7():
 
 
 @suite.test
+def forgotten_after_a_switchover_R7():
+    with Learned() as pair:
+        pair.protect()
+        pair.primary.do("switchover")
+        pair.primary.wait_state("handed-over")
+        wait_for("the guest here is ended", lambda: pair.primary.request("forget")["ok"])
+        assert pair.primary.state() == "unknown-vm" and not kept(pair.primary) and not pair.primary.guest_pid()
+        pair.backup.wait_state("active")
+        pair.backup.do("forget", active=True)
+        assert pair.backup.guest_pid()
+
+
+@suite.test
 def daemons_that_come_again_know_it_R7():
     with Learned({"takeover": "manual"}) as pair:
         pair.protect()
@@ -99,6 +112,7 @@ def daemons_that_come_again_know_it_R7():
         pair.backup.kill_daemon()
         pair.configure(pair.backup, None)
         pair.backup.start()
+        pair.backup.wait_state("ready")
         pair.primary.wait_state("protected")
 
 
