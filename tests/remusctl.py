@@ -127,7 +127,7 @@ def with_daemons(primary=None, backup=None):
 def test_no_daemon_is_7():
     expect(remusctl("list"), 7, "neither remusd nor remus-backupd", DIR)
     expect(remusctl("protect", "db1"), 7, "remusd is not running")
-    expect(remusctl("takeover", "db1"), 7, "remus-backupd is not running")
+    expect(remusctl("takeover", "db1"), 7, "remus-backupd is not running", "if this is the backup host")
 
 
 def test_daemon_that_died_is_7():
