@@ -351,6 +351,16 @@ def test_protect_wait_says_what_it_waits_for():
         daemon.close()
 
 
+def test_protect_wait_waits_for_a_guest_that_starts():
+    opening = dict(PRIMARY, state="off", accelerator=None)
+    for error, status in ({"last_error": "from before", "last_error_s": 99.0}, 0), ({"last_error": "no kernel", "last_error_s": 0.1}, 1):
+        vm, began = dict(opening, **error), time.monotonic()
+        daemon, _ = with_daemons(lambda request, vm=vm, began=began:
+                                 ok(None if request["verb"] == "protect" else PRIMARY if time.monotonic() > began + 2.5 else vm))
+        expect(remusctl("protect", "--wait", "db1"), status)
+        daemon.close()
+
+
 def test_protect_wait_fails_when_protection_ends():
     off = dict(PRIMARY, state="off")
     gone = dict(PRIMARY, state="shut-down", last_error="the guest shut down", advice="restart it")
