@@ -16,6 +16,7 @@
 #include "protection-impl.h"
 
 #define GOODBYE_NS NS_PER_S
+#define HANDOVER_NS (60 * NS_PER_S) /* what is on its way comes first, then the backup takes over */
 #define REOPEN_NS (5 * NS_PER_S)
 #define APPEARED_NS NS_PER_S
 #define HEALTH_NS (100 * NS_PER_MS)
@@ -130,9 +131,9 @@ static bool wait_for_acks(struct engine *e, unsigned failed)
 }
 
 /* Waits until the backup has ended the link, for a while. */
-static void wait_for_end(struct engine *e)
+static void wait_for_end(struct engine *e, uint64_t ns)
 {
-    uint64_t deadline = clock_ns() + GOODBYE_NS;
+    uint64_t deadline = clock_ns() + ns;
     SCOPED_LOCK(&e->lock);
 
     while (e->link_end == LINK_UP && clock_ns() < deadline)
@@ -148,7 +149,7 @@ static bool say_goodbye(struct protection *p, const char *why)
     struct engine *e = &p->engine;
 
     if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0)
-        wait_for_end(e);
+        wait_for_end(e, GOODBYE_NS);
     engine_end_link(e, LINK_LOST, "the backup did not confirm the goodbye");
     return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
@@ -168,7 +169,7 @@ static bool guest_gone(struct protection *p, enum vm_health health)
     if (health == VM_DIED && e->link && epoch) {
         protection_note(p, "the guest's process died: handing over to the backup");
         if (link_send_empty(e->link, PROTO_HANDOVER, epoch) == 0)
-            wait_for_end(e);
+            wait_for_end(e, HANDOVER_NS);
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
         return true;
     }

@@ -310,7 +310,7 @@ def guest_that_dies_while_a_new_link_catches_up_is_handed_over_R1_R7():
     with Pair(timeout=5000) as pair:
         pair.protect()
         pair.wait_epochs(10)
-        pair.proxy.filter = lambda way, kind, *_: 1 if kind == "END" else 0
+        pair.proxy.filter = lambda way, kind, *_: 2 if kind == "END" else 0
         pair.proxy.cut()
         pair.primary.wait_state("syncing")
         pair.primary.kill_guest()
