@@ -444,7 +444,7 @@ int standby_takeover(struct standby *s, struct error *err)
     copy.state = s->published.state;
     copy.heard = s->published.heard;
     if (detector_operator(&copy, clock_ns(), err) < 0)
-        return -1;
+        return error_prefix(err, "%s", s->cfg->name);
     s->want_takeover = true;
     pthread_cond_signal(&s->changed);
     return 0;

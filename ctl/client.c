@@ -36,8 +36,8 @@ static int fail_errno(struct failure *f, const char *path, const char *daemon)
         if (!daemon)
             return fail(f, STATUS_NO_DAEMON, "no-daemon", "there is no %s: no daemon runs with that control socket", path);
         return fail(f, STATUS_NO_DAEMON, "no-daemon",
-                    "%s is not running on this host (there is no %s); systemctl start %s", daemon,
-                    path, daemon);
+                    "%s is not running on this host (there is no %s); if this is the %s host: systemctl start %s", daemon,
+                    path, daemon == daemons[PRIMARY] ? "primary" : "backup", daemon);
     case ECONNREFUSED:
         if (!daemon)
             return fail(f, STATUS_NO_DAEMON, "daemon-gone", "nobody listens on %s: its daemon is not running any more", path);

@@ -46,6 +46,14 @@ static bool underway(const struct goal *goal, const char *state)
     return false;
 }
 
+/* remusd is starting or finding the guest, which may take long, and has had no error since we asked. */
+static bool is_opening(const struct watch *w, const json_t *vm, uint64_t now)
+{
+    bool failed = *text_at(vm, "last_error") && !(number_at(vm, "last_error_s") * 1e9 > (double)(now - w->began));
+
+    return w->goal->side == PRIMARY && !*text_at(vm, "accelerator") && !failed;
+}
+
 static enum outcome judge(struct watch *w, const json_t *vm, uint64_t now)
 {
     const char *state = text_at(vm, "state");
@@ -57,7 +65,7 @@ static enum outcome judge(struct watch *w, const json_t *vm, uint64_t now)
     if (!same || !new_error)
         w->back_since = now;
     if (!underway(w->goal, state))
-        return same && now - w->began < GRACE_NS ? GOES_ON : MISSED;
+        return same && (now - w->began < GRACE_NS || is_opening(w, vm, now)) ? GOES_ON : MISSED;
     return w->goal->back_is_failure && now - w->back_since > BACK_NS ? MISSED : GOES_ON;
 }
 

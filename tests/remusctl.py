@@ -127,7 +127,7 @@ def with_daemons(primary=None, backup=None):
 def test_no_daemon_is_7():
     expect(remusctl("list"), 7, "neither remusd nor remus-backupd", DIR)
     expect(remusctl("protect", "db1"), 7, "remusd is not running")
-    expect(remusctl("takeover", "db1"), 7, "remus-backupd is not running")
+    expect(remusctl("takeover", "db1"), 7, "remus-backupd is not running", "if this is the backup host")
 
 
 def test_daemon_that_died_is_7():
@@ -348,6 +348,16 @@ def test_protect_wait_says_what_it_waits_for():
         daemon, _ = with_daemons(script("protect", vm, [vm, PRIMARY]))
         _, out, _ = expect(remusctl("protect", "--wait", "db1"), 0, "CONNECTING")
         assert (vm["last_error"] in out) == shown, out
+        daemon.close()
+
+
+def test_protect_wait_waits_for_a_guest_that_starts():
+    opening = dict(PRIMARY, state="off", accelerator=None)
+    for error, status in ({"last_error": "from before", "last_error_s": 99.0}, 0), ({"last_error": "no kernel", "last_error_s": 0.1}, 1):
+        vm, began = dict(opening, **error), time.monotonic()
+        daemon, _ = with_daemons(lambda request, vm=vm, began=began:
+                                 ok(None if request["verb"] == "protect" else PRIMARY if time.monotonic() > began + 2.5 else vm))
+        expect(remusctl("protect", "--wait", "db1"), status)
         daemon.close()
 
 
