@@ -276,6 +276,13 @@ static void commit(uint64_t epoch)
         usleep(500);
 }
 
+/* On the first link of a test. */
+static void wait_until_heard(void)
+{
+    while (view().bytes < link_bytes_sent(primary))
+        usleep(500);
+}
+
 /* The link ends with a REFUSE of this kind. */
 static void expect_refusal(enum proto_type with, int code)
 {
@@ -355,8 +362,11 @@ static void r7_handover_of_what_is_held(void **state)
     /* From here on it runs here, whatever the old primary says. */
     make_checkpoint(3, 3);
     send_but(0);
+    wait_until_heard();
+    assert_int_equal(noted.memory[PAGE_SIZE], 2);
     assert_int_equal(link_send_notice(primary, PROTO_GOODBYE, 0, "bye"), 0);
     assert_int_equal(link_send_empty(primary, PROTO_HANDOVER, 9), 0);
+    wait_until_heard();
     hang_up();
     for (uint64_t session = SESSION; session <= OTHER; session++)
         assert_int_equal(dial(session, 0, &(uint64_t){0}), REFUSE_ACTIVE);
