@@ -191,8 +191,12 @@ int protection_open_guest(struct protection *p, struct error *err)
         return -1;
     }
     held = strcmp(word, "free") != 0;
-    if (protection_save_identity(p, word, err) < 0 || engine_open(&p->engine, p->vm, p->port, err) < 0)
+    if (protection_save_identity(p, word, err) < 0 || engine_open(&p->engine, p->vm, p->port, err) < 0) {
+        EVENT(p, engine_close(&p->engine));
+        p->vm->ops->close(p->vm);
+        p->vm = NULL;
         return -1;
+    }
     if (!held)
         p->port->ops->pass(p->port);
     EVENT(p, lifecycle_init(&p->lc, p->cfg->degrade, p->cfg->arbiter[0] != '\0',

@@ -176,4 +176,32 @@ def wrong_digest_is_refused_whole_R2_R4():
         pair.check_takeover()
 
 
+@suite.test
+def guest_whose_identity_cannot_be_kept_R7_R9():
+    """Nobody may protect it, since a crash would forget it; each new attempt begins with nothing left of the one before."""
+    with Pair() as pair:
+        pair.backup.start()
+        identity = os.path.join(pair.primary.dir, "fake1.guest")
+        os.mkdir(identity)
+        pair.primary.start()
+
+        def maps():
+            with open(f"/proc/{pair.primary.daemon.pid}/maps", encoding="ascii") as f:
+                return f.read().count("memfd:remus-fake1 ")
+
+        wait_for("it says why", lambda: "fake1.guest" in (pair.primary.do("status")["last_error"] or ""))
+        guest = pair.primary.guest_pid()
+        for _ in range(3):
+            began = time.monotonic()
+            pair.primary.do("protect")
+            wait_for("another attempt", lambda began=began: pair.primary.do("status")["last_error_s"] < time.monotonic() - began)
+        wait_for("nothing is left of them", lambda: maps() == 0)
+        os.rmdir(identity)
+        pair.primary.do("protect")
+        pair.primary.wait_state("protected")
+        assert pair.primary.guest_pid() == guest
+        pair.wait_epochs(5)
+        pair.check_released()
+
+
 suite.main()
