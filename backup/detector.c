@@ -150,7 +150,7 @@ int detector_operator(struct detector *d, uint64_t now, struct error *err)
     default:
         return error_set(err, d->state == DT_ACTIVE ? "the VM runs here already"
                                                     : "the replica could not be activated before; "
-                                                      "see last_error in the status");
+                                                      "remusctl status says why");
     }
 }
 

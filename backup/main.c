@@ -268,7 +268,10 @@ static struct standby *named(struct backupd *b, const char *vm, const json_t *ar
         control_fail(err, CONTROL_USAGE, "the request names no VM");
     else if (json_object_size(args))
         control_fail(err, CONTROL_USAGE, "this verb takes no arguments");
-    else if (!(e = find(b, vm)))
+    else if (!(e = find(b, vm)) && config_vm(b->daemon->config, vm))
+        control_fail(err, CONTROL_UNKNOWN_VM, "%s has a section with backup in remusd.conf: this host is its primary, and this is "
+                     "for its backup", vm);
+    else if (!e)
         control_fail(err, CONTROL_UNKNOWN_VM,
                      "remus-backupd knows no VM \"%s\"; remusctl list shows them", vm);
     return e ? e->standby : NULL;

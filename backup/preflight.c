@@ -28,8 +28,11 @@ static bool same_host(const char *a, const char *b)
     return end_a && end_b && end_a - a == end_b - b && strncmp(a, b, (size_t)(end_a - a)) == 0;
 }
 
-/* What check_state() of welcome.c would find, from what is published.  True: a replica is here. */
-static bool check_state(struct standby *s, const char *peer, json_t *lacks)
+/*
+ * What check_state() of welcome.c would find, from what is published.  *here: a replica is here.  False: the VM itself runs here, and
+ * what else is in the way is its own.
+ */
+static bool check_state(struct standby *s, const char *peer, bool *here, json_t *lacks)
 {
     struct view v;
 
@@ -39,9 +42,9 @@ static bool check_state(struct standby *s, const char *peer, json_t *lacks)
     switch (v.state) {
     case DT_TAKING_OVER:
     case DT_ACTIVE:
-        preflight_lacks(lacks, "protect it there, with this host as its backup",
+        preflight_lacks(lacks, "protect it there, with this host as its backup: remus-backupd(8), Fail-back",
                         "%s runs on the backup since checkpoint %" PRIu64, s->section->name, v.takeover.epoch);
-        break;
+        return false;
     case DT_SUSPECT:
     case DT_ASKING:
         preflight_lacks(lacks, "remusctl takeover on the backup runs it, remusctl discard there throws it away",
@@ -55,7 +58,8 @@ static bool check_state(struct standby *s, const char *peer, json_t *lacks)
     default:
         break;
     }
-    return v.memory_bytes;
+    *here = v.memory_bytes;
+    return true;
 }
 
 /* learns: of the guest itself what its section leaves out. */
@@ -179,7 +183,8 @@ static json_t *find_lacks(struct standby *s, const struct proto_hello *hello, co
     report = preflight(&known, false);
     lacks = json_incref(json_object_get(report, "lacks"));
     json_decref(report);
-    here = check_state(s, peer, lacks);
+    if (!check_state(s, peer, &here, lacks))
+        return lacks;
     if (standby_check_machine(cfg, hello, &err))
         preflight_lacks(lacks, "make platform and memory equal in both sections", "%s", err.text);
     else if (ops && ops->check && *hello->profile)

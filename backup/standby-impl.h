@@ -27,6 +27,7 @@ struct view {
     uint64_t epoch, checkpoints, bytes, memory_bytes;
     struct takeover_times takeover;
     bool has_disks, keeps;
+    bool ended; /* the guest that was activated here, and no primary has come since */
     struct journal_stats disks;
     char last_error[512];
     uint64_t last_error_at;
@@ -48,8 +49,8 @@ struct standby {
     struct link *link;
     uint64_t session, bytes_before;
     uint64_t spent;        /* the session whose guest was activated here */
-    bool handover;         /* the primary waits for ACTIVATED */
     uint64_t next_health;
+    unsigned unseen;       /* looks in a row that did not find the guest */
     struct view view;
 
     pthread_mutex_t lock;

@@ -16,6 +16,8 @@
 
 #define TICK_NS (5 * NS_PER_MS)
 #define HEALTH_NS (100 * NS_PER_MS)
+#define LOOK_NS NS_PER_S
+#define UNSEEN_MAX 3
 
 void standby_note(struct standby *s, const char *fmt, ...)
 {
@@ -102,6 +104,8 @@ static void whole_checkpoint(struct standby *s)
     receiver_apply(s->receiver);
     fault_crash("backup-after-apply", epoch);
     s->view.checkpoints++;
+    if (s->detector.state == DT_SYNCING)
+        log_info(s->cfg->name, "ready: checkpoint %" PRIu64 " is the first whole one", epoch);
     detector_committed(&s->detector, clock_ns());
 }
 
@@ -142,7 +146,6 @@ static int handle(struct standby *s, const struct record *rec, struct error *err
         if (rec->epoch == 0 || rec->epoch > standby_held(s).epoch || receiver_keeps(s->receiver))
             return error_set(err, "handover of checkpoint %" PRIu64 ", but %" PRIu64 " is held",
                              rec->epoch, standby_held(s).epoch);
-        s->handover = true;
         detector_handover(&s->detector, clock_ns());
         return 0;
     default:
@@ -153,7 +156,8 @@ static int handle(struct standby *s, const struct record *rec, struct error *err
 /* The link is of no use any more; whoever it was did not say goodbye. */
 static void link_broken(struct standby *s, const char *why)
 {
-    standby_note(s, "primary %s: %s", link_peer(s->link), why);
+    if (s->detector.state != DT_ACTIVE) /* else it has ended its guest, as it should */
+        standby_note(s, "primary %s: %s", link_peer(s->link), why);
     standby_drop_link(s);
     detector_closed(&s->detector, why, clock_ns());
     if (s->detector.state == DT_WAITING)
@@ -257,7 +261,7 @@ static void publish(struct standby *s)
         v->epoch = standby_held(s).epoch;
     v->keeps = s->receiver && receiver_keeps(s->receiver);
     v->bytes = s->bytes_before + (s->link ? link_bytes_received(s->link) : 0);
-    v->memory_bytes = s->replica ? s->cfg->memory_bytes : 0;
+    v->memory_bytes = s->replica || v->state == DT_ACTIVE ? s->cfg->memory_bytes : 0;
     v->has_disks = s->journal;
     if (s->journal)
         journal_stats(s->journal, &v->disks);
@@ -265,20 +269,31 @@ static void publish(struct standby *s)
     s->published = *v;
 }
 
+/*
+ * Of a guest that a daemon before this one activated there is no handle, only whether it is there; and a look that fails once
+ * does not say that it is not (R7).
+ */
+static enum vm_health guest_health(struct standby *s)
+{
+    if (s->replica)
+        return s->replica->ops->health(s->replica);
+    s->unseen = vm_platform(s->cfg->platform)->running(s->cfg) ? 0 : s->unseen + 1;
+    return s->unseen < UNSEEN_MAX ? VM_ALIVE : VM_DIED;
+}
+
 static void check_health(struct standby *s)
 {
-    static const char *const words[] = {
-        [VM_SHUT_DOWN] = "the guest shut down", [VM_DIED] = "the guest's process died"};
     enum vm_health health;
     uint64_t now = clock_ns();
 
-    if (s->detector.state != DT_ACTIVE || !s->replica || now < s->next_health)
+    if (s->detector.state != DT_ACTIVE || now < s->next_health)
         return;
-    s->next_health = now + HEALTH_NS;
-    health = s->replica->ops->health(s->replica);
+    s->next_health = now + (s->replica ? HEALTH_NS : LOOK_NS);
+    health = guest_health(s);
     if (health == VM_ALIVE)
         return;
-    standby_note(s, "%s on this host", words[health]);
+    standby_note(s, "the guest that was taken over %s on this host", health == VM_SHUT_DOWN ? "shut down" : "died");
+    s->view.ended = true;
     standby_drop_link(s);
     standby_drop_replica(s);
     standby_mark_active(s, "ended");
@@ -429,7 +444,7 @@ int standby_takeover(struct standby *s, struct error *err)
     copy.state = s->published.state;
     copy.heard = s->published.heard;
     if (detector_operator(&copy, clock_ns(), err) < 0)
-        return -1;
+        return error_prefix(err, "%s", s->cfg->name);
     s->want_takeover = true;
     pthread_cond_signal(&s->changed);
     return 0;

@@ -32,22 +32,32 @@ static json_t *disks_status(const struct view *v)
                      (json_int_t)d->max_bytes, "full_ms", ms(d->waited_ns));
 }
 
-static const char *advice(const struct standby *s, const struct view *v)
+/* What to do, NULL: nothing; remusctl(8) says the same of each state at length. */
+static json_t *advice(const struct standby *s, const struct view *v)
 {
+    const char *vm = s->cfg->name;
+
     switch (v->state) {
+    case DT_WAITING:
+        if (v->ended)
+            return json_sprintf("unless the VM runs elsewhere by now, start it here, where its disks are: remus-backupd(8), Fail-back");
+        return json_sprintf("waits for a primary: remusctl protect %s there", vm);
+    case DT_READY:
+        return v->keeps ? json_sprintf("the primary sends everything anew; should it be lost meanwhile, the checkpoint from before "
+                                       "that is taken over")
+                        : NULL;
     case DT_SUSPECT:
         if (s->cfg->arbiter[0])
-            return "the primary is lost and the arbiter has not granted a takeover; it is asked again";
-        return "the primary is lost. Make certain that the guest does not run there (power it off), then: "
-               "remusctl takeover";
+            return json_sprintf("the arbiter has not granted a takeover and is asked again every 2 s; should that stay, look at "
+                                "the arbiter: remusd.conf(5)");
+        return json_sprintf("make certain that the guest does not run on the primary (power it off), then: remusctl takeover %s", vm);
+    case DT_ASKING:
+        return json_sprintf("wait for the arbiter; should that stay, look at the arbiter: remusd.conf(5)");
+    case DT_ACTIVE:
+        return json_sprintf("see that the old primary stays off, or that its remusd runs; when that host is well, it can be the "
+                            "backup: remus-backupd(8), Fail-back");
     case DT_FAILED:
-        return "the replica could not be activated and is gone; start the VM from its own means";
-    case DT_WAITING:
-        return "waits for a primary: remusctl protect there";
-    case DT_READY:
-        return v->keeps ? "the primary sends everything anew; should it be lost meanwhile, the checkpoint from before "
-                          "that is taken over"
-                        : NULL;
+        return json_sprintf("the replica is gone: start the VM from its own means, disk or backup copy");
     default:
         return NULL;
     }
@@ -56,7 +66,7 @@ static const char *advice(const struct standby *s, const struct view *v)
 json_t *standby_status(struct standby *s)
 {
     uint64_t now = clock_ns();
-    const char *todo;
+    json_t *todo;
     struct view v;
     json_t *o;
 
@@ -82,6 +92,6 @@ json_t *standby_status(struct standby *s)
     json_object_set_new(o, "last_error_s",
                         v.last_error[0] ? json_real((double)(now - v.last_error_at) / 1e9)
                                         : json_null());
-    json_object_set_new(o, "advice", todo ? json_string(todo) : json_null());
+    json_object_set_new(o, "advice", todo ? todo : json_null());
     return o;
 }

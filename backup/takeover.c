@@ -198,7 +198,8 @@ void standby_find_active(struct standby *s)
         return;
     if (!ops->running(s->cfg)) {
         recover_disks(s, true);
-        standby_note(s, "the VM was taken over here, and its process is gone: start it by its own means");
+        standby_note(s, "the guest that was taken over here has ended while no remus-backupd ran");
+        s->view.ended = true;
         standby_mark_active(s, "ended");
         return;
     }

@@ -242,6 +242,7 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
     w.committed = start == START_RESUME ? standby_held(s).epoch : 0;
     iov.iov_len = proto_put_welcome(body, &w);
     link_send(s->link, PROTO_WELCOME, 0, &iov, 1); /* the same */
+    s->view.ended = false;
     detector_connected(&s->detector, start != START_ANEW, hello->timeout_ms * NS_PER_MS, clock_ns());
     log_info(s->cfg->name, "primary %s connected, %s", link_peer(s->link), words[start]);
     return 0;
@@ -285,7 +286,10 @@ void standby_take_offer(struct standby *s)
     if (!refusal)
         refusal = check_hello(s, &hello, &err);
     if (refusal) {
-        log_warning(s->cfg->name, "refused primary %s: %s", link_peer(link), err.text);
+        if (s->detector.state == DT_WAITING)
+            standby_note(s, "refused a primary: %s", err.text);
+        else /* what is wrong here is something else */
+            log_warning(s->cfg->name, "refused primary %s: %s", link_peer(link), err.text);
         standby_refuse(link, refusal, &err);
         return;
     }

@@ -56,6 +56,9 @@ enum arbiter_answer arbiter_poll(struct arbiter *a, uint64_t now, struct error *
         return ARBITER_GRANTED;
     if (got < 0)
         error_set(err, "arbiter: %s", strerror(errno));
+    else if (WIFEXITED(status) && (WEXITSTATUS(status) == 126 || WEXITSTATUS(status) == 127)) /* of sh */
+        error_set(err, "the arbiter's command, or one that it runs, cannot be run (exit status %d): look at it, or at the log",
+                  WEXITSTATUS(status));
     else if (WIFEXITED(status))
         error_set(err, "the arbiter denied it (exit status %d)", WEXITSTATUS(status));
     else

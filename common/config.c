@@ -343,7 +343,7 @@ __attribute__((format(printf, 3, 4))) static int fail(int line, const struct vm_
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    return line ? error_set(parse->err, "%s:%d: %s%s%s%s", parse->path, line, vm ? "vm " : "",
+    return line ? error_set(parse->err, "%s:%d: %s%s%s%s", parse->path, line, vm && vm != parse->cfg->others ? "vm " : "",
                             vm ? vm->name : "", vm ? ": " : "", text)
                 : error_set(parse->err, "%s: %s", parse->path, text);
 }
@@ -358,8 +358,8 @@ static void on_syntax_error(cfg_t *section, const char *fmt, va_list ap)
 
     vsnprintf(text, sizeof(text), fmt, ap);
     if (strcmp(text, "no such option '" END_KEY "'") == 0) {
-        fail(section->line, NULL, "vm %.80s: the section is not closed, its '}' is missing",
-             cfg_title(section));
+        fail(section->line, NULL, "%s%.80s: the section is not closed, its '}' is missing", cfg_title(section) ? "vm " : "",
+             cfg_title(section) ? cfg_title(section) : "others");
         return;
     }
     for (size_t i = 0; i < COUNT(hints); i++)
@@ -617,6 +617,25 @@ static int check_vm(const struct vm_config *vm, int end)
     return 0;
 }
 
+/* Two guests on one image or tap: the second one would ruin it for both. */
+static int check_shared(const struct vm_config *vm, int end)
+{
+    const struct config *cfg = parse->cfg;
+
+    for (const struct vm_config *other = cfg->vms; other < cfg->vms + cfg->vm_count; other++) {
+        if (other != vm && *vm->tap && strcmp(vm->tap, other->tap) == 0)
+            return fail(line_of("tap", end), vm, "tap = \"%.80s\" is vm %s's already; each VM needs its own", vm->tap, other->name);
+        for (unsigned i = 0; i < vm->disk_count; i++)
+            for (unsigned k = 0; k < (other == vm ? i : other->disk_count); k++)
+                if (strcmp(vm->disks[i], other->disks[k]) == 0)
+                    return fail(parse->disks_line, vm, "disks = \"%.80s\" is vm %s's already; each disk needs an image of its own",
+                                vm->disks[i], other->name);
+        if (other == vm)
+            break;
+    }
+    return 0;
+}
+
 /* NULL without memory. */
 static char **copy_list(cfg_t *section, const char *name)
 {
@@ -646,7 +665,7 @@ static int end_vm(cfg_t *top, cfg_opt_t *opt)
         return fail(top->line, vm, "out of memory");
     if (strcmp(vm->platform, "xen") == 0 && line_of("memory", 0) == 0)
         vm->memory_bytes = 0;
-    return check_vm(vm, top->line);
+    return check_vm(vm, top->line) < 0 ? -1 : check_shared(vm, top->line);
 }
 
 /* The whole file as text with END_KEY behind it.  Closes f, which may be NULL. */
@@ -758,7 +777,13 @@ static int load(struct config *cfg, FILE *f, const char *path, const struct vm_c
 
 int config_load(struct config *cfg, const char *path, struct error *err)
 {
-    return load(cfg, fopen(path, "re"), path, NULL, NULL, err);
+    FILE *f = fopen(path, "re");
+
+    if (!f && errno == ENOENT) {
+        memset(cfg, 0, sizeof(*cfg));
+        return error_set(err, "%s: there is no such file: write it as remusd.conf(5) says, or name another one with -c", path);
+    }
+    return load(cfg, f, path, NULL, NULL, err);
 }
 
 static void free_strings(const struct key *keys, size_t count, void *base)

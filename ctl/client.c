@@ -33,10 +33,14 @@ static int fail_errno(struct failure *f, const char *path, const char *daemon)
 {
     switch (errno) {
     case ENOENT:
+        if (!daemon)
+            return fail(f, STATUS_NO_DAEMON, "no-daemon", "there is no %s: no daemon runs with that control socket", path);
         return fail(f, STATUS_NO_DAEMON, "no-daemon",
-                    "%s is not running on this host (there is no %s); systemctl start %s", daemon,
-                    path, daemon);
+                    "%s is not running on this host (there is no %s); if this is the %s host: systemctl start %s", daemon,
+                    path, daemon == daemons[PRIMARY] ? "primary" : "backup", daemon);
     case ECONNREFUSED:
+        if (!daemon)
+            return fail(f, STATUS_NO_DAEMON, "daemon-gone", "nobody listens on %s: its daemon is not running any more", path);
         return fail(f, STATUS_NO_DAEMON, "daemon-gone",
                     "%s is not running any more (nobody listens on %s); systemctl restart %s",
                     daemon, path, daemon);
@@ -44,10 +48,10 @@ static int fail_errno(struct failure *f, const char *path, const char *daemon)
     case EPERM:
         return fail(f, STATUS_UNKNOWN, "no-permission",
                     "%s: %s; run remusctl as root or as the user of %s", path, strerror(errno),
-                    daemon);
+                    daemon ? daemon : "the daemon");
     case EAGAIN:
-        return fail(f, STATUS_UNKNOWN, "no-answer", "%s: %s gives no answer for %d s", path, daemon,
-                    ANSWER_TIME_S);
+        return fail(f, STATUS_UNKNOWN, "no-answer", "%s: %s gives no answer for %d s", path,
+                    daemon ? daemon : "the daemon", ANSWER_TIME_S);
     case EINTR:
         return fail(f, STATUS_UNKNOWN, "interrupted", "interrupted");
     default:
@@ -176,7 +180,7 @@ int call(const struct ctl *ctl, enum side side, const char *verb, const char *vm
         snprintf(path, sizeof(path), "%s/%s.sock", ctl->run_dir, daemons[side]);
     fd = open_socket(path);
     if (fd < 0 || send_line(fd, line) < 0 || send_line(fd, "\n") < 0 || read_line(fd, &in) < 0)
-        rc = fail_errno(f, path, ctl->socket ? "the daemon" : daemons[side]);
+        rc = fail_errno(f, path, ctl->socket ? NULL : daemons[side]);
     else
         rc = take_reply(&in, path, result, f);
     buffer_free(&in);
@@ -229,6 +233,9 @@ int call_both(const struct ctl *ctl, const char *verb, const char *vm, json_t **
                  "neither remusd nor remus-backupd is running on this host (no control socket in "
                  "%s); systemctl start remusd or remus-backupd, or name the run-dir by -R",
                  ctl->run_dir);
+        else if (sides == 2 && weight(worst) == 2 && weight(&failures[worst == failures]) == 1)
+            snprintf(f->text + strlen(f->text), sizeof(f->text) - strlen(f->text), "; %s does not run here",
+                     daemons[worst == failures]);
         json_decref(*vms);
         *vms = NULL;
         return f->status;

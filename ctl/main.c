@@ -59,8 +59,11 @@ static int run(const struct ctl *ctl, int argc, char **argv, struct failure *f)
                     argv[0]);
     argc--;
     argv++;
+    for (int i = 0; i < argc; i++)
+        if (*argv[i] == '-' && !strstr(verb->args, "--"))
+            return fail(f, STATUS_USAGE, "usage", "%s: unexpected \"%s\"; options stand before the verb", verb->name, argv[i]);
     if (argc < verb->min_args || argc > verb->max_args)
-        return fail(f, STATUS_USAGE, "usage", "usage: remusctl %s %s", verb->name, verb->args);
+        return fail(f, STATUS_USAGE, "usage", "usage: remusctl %s%s%s", verb->name, *verb->args ? " " : "", verb->args);
     for (int i = 0; i < argc; i++)
         if (strcmp(argv[i], "--to") == 0) {
             i++;

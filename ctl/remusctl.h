@@ -95,6 +95,7 @@ struct goal {
  * the watching, not the operation.
  */
 int pursue(const struct ctl *ctl, const struct goal *goal, const char *vm, struct failure *f);
+void catch_interrupts(void); /* from now on Ctrl-C sets: */
 extern volatile sig_atomic_t interrupted;
 
 #endif

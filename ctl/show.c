@@ -136,12 +136,21 @@ static struct figure duration(double s)
     return unless_nan(s, "%.0f d %d h", floor(s / 86400), (int)fmod(s / 3600, 24));
 }
 
+/* Of a silence, which may last. */
+static struct figure silence(const json_t *vm, const char *path)
+{
+    double v = number_at(vm, path);
+
+    return v < 10000 ? unless_nan(v, "%.0f ms", v) : duration(v / 1000);
+}
+
 /* Lives until the end of the full expression that calls it. */
 #define COUNT(path) (count(vm, path).text)
 #define MS(path) (ms(vm, path).text)
 #define OCTETS(path) (octets(vm, path).text)
 #define PERCENT(path) (percent(vm, path).text)
 #define DURATION(path) (duration(number_at(vm, path)).text)
+#define SILENCE(path) (silence(vm, path).text)
 
 static const char *or_dash(const char *s)
 {
@@ -149,6 +158,16 @@ static const char *or_dash(const char *s)
 }
 
 /* -- the verdict ------------------------------------------------------------------------------ */
+
+static void say_off(FILE *out, const json_t *vm)
+{
+    fputs(*text_at(vm, "accelerator") ? "not protected" : "not protected; remusd has no guest here", out);
+}
+
+static void say_connecting(FILE *out, const json_t *vm)
+{
+    fprintf(out, "not protected: no connection with the backup %s yet", or_dash(text_at(vm, "peer")));
+}
 
 static void say_syncing(FILE *out, const json_t *vm)
 {
@@ -170,29 +189,32 @@ static void say_protected(FILE *out, const json_t *vm)
 
 static void say_holding(FILE *out, const json_t *vm)
 {
-    fprintf(out, "the backup %s does not answer; %s frames of the guest wait",
+    fprintf(out, "no connection with the backup %s; %s frames of the guest wait",
             or_dash(text_at(vm, "peer")), COUNT("net.held_frames"));
 }
 
 static void say_ready(FILE *out, const json_t *vm)
 {
-    fprintf(out, "holds checkpoint %s of %s, heard %s ms ago", COUNT("epoch"),
-            or_dash(text_at(vm, "primary")), COUNT("last_heard_ms"));
+    fprintf(out, "holds checkpoint %s of %s, heard %s ago", COUNT("epoch"),
+            or_dash(text_at(vm, "primary")), SILENCE("last_heard_ms"));
 }
 
 static void say_suspect(FILE *out, const json_t *vm)
 {
-    fprintf(out, "the primary %s is silent for %s ms; checkpoint %s is whole",
-            or_dash(text_at(vm, "primary")), COUNT("last_heard_ms"), COUNT("epoch"));
+    fprintf(out, "the primary %s is silent for %s; checkpoint %s is whole",
+            or_dash(text_at(vm, "primary")), SILENCE("last_heard_ms"), COUNT("epoch"));
 }
 
 static void say_active(FILE *out, const json_t *vm)
 {
     const char *reason = text_at(json_object_get(vm, "takeover"), "reason");
 
-    fprintf(out, "the guest runs on this host for %s, from checkpoint %s (%s; %s ms)",
-            DURATION("since_s"), COUNT("takeover.epoch"), or_dash(reason),
-            COUNT("takeover.total_ms"));
+    if (json_is_object(json_object_get(vm, "takeover")))
+        fprintf(out, "the guest runs on this host for %s, from checkpoint %s (%s; %s ms)",
+                DURATION("since_s"), COUNT("takeover.epoch"), or_dash(reason),
+                COUNT("takeover.total_ms"));
+    else
+        fputs("the guest runs on this host, since before remus-backupd was started", out);
 }
 
 static const struct verdict {
@@ -200,8 +222,8 @@ static const struct verdict {
     void (*say)(FILE *out, const json_t *vm);
     const char *text; /* when say is NULL */
 } verdicts[] = {
-    {"primary", "off", "OFF", NULL, "not protected"},
-    {"primary", "connecting", "CONNECTING", NULL, "not protected: the backup does not answer yet"},
+    {"primary", "off", "OFF", say_off, NULL},
+    {"primary", "connecting", "CONNECTING", say_connecting, NULL},
     {"primary", "syncing", "SYNCING", say_syncing, NULL},
     {"primary", "protected", "PROTECTED", say_protected, NULL},
     {"primary", "holding", "HOLDING", say_holding, NULL},
@@ -240,17 +262,17 @@ void show_verdict(FILE *out, const json_t *vm)
     fputc('\n', out);
 }
 
-/* Where nothing is wrong now, the last error is history. */
+/* Where nothing is wrong now, the last error is history.  Nothing is with a VM that is off, when its guest runs. */
 void show_trouble(FILE *out, const json_t *vm)
 {
     const char *error = text_at(vm, "last_error"), *advice = text_at(vm, "advice");
     bool history = is_safe_state(vm);
     static const char *const well[] = {"off", "handed-over", "waiting", "active"};
 
-    for (size_t i = 0; i < sizeof(well) / sizeof(*well); i++)
+    for (size_t i = *text_at(vm, "accelerator") || is_backup(vm) ? 0 : 1; i < sizeof(well) / sizeof(*well); i++)
         history |= strcmp(text_at(vm, "state"), well[i]) == 0;
     if (*error)
-        fprintf(out, "  %-15s%s\n", history ? "last error" : "what is wrong", error);
+        fprintf(out, "  %-15s%s (%s ago)\n", history ? "last error" : "what is wrong", error, DURATION("last_error_s"));
     if (*advice)
         fprintf(out, "  %-15s%s\n", "what to do", advice);
 }
@@ -337,6 +359,10 @@ static void show_primary_disks(const json_t *vm)
            OCTETS("disks.written_bytes"), OCTETS("disks.queue_bytes"), OCTETS("disks.queue_max_bytes"),
            COUNT("disks.full_ms"), COUNT("disks.errors"));
     printf("  %-15s%s pages were on them already and not sent\n", "", COUNT("disks.pages_by_reference"));
+    if (json_is_object(json_object_get(disks, "verify")))
+        printf("  %-15sremusctl verify: %s %% compared, %s %s\n", "", COUNT("disks.verify.percent"),
+               OCTETS("disks.verify.differing_bytes"),
+               !json_is_true(json_object_get(json_object_get(disks, "verify"), "repair")) ? "DIFFER" : "differed and are sent again");
 }
 
 static void show_primary(const json_t *vm)
@@ -352,8 +378,8 @@ static void show_primary(const json_t *vm)
     if (number_at(vm, "checkpoints") > 0)
         show_checkpoints(vm);
     if (json_is_object(json_object_get(vm, "net"))) {
-        printf("  %-15s%s: %s frames held (%s), at most %s; out %s, in %s, dropped in %s, out %s\n", "network",
-               or_dash(text_at(vm, "net.port")), COUNT("net.held_frames"), OCTETS("net.held_bytes"), COUNT("net.held_max"),
+        printf("  %-15s%s: %s frames held (%s), at most %s; out %s, in %s; dropped in %s, out %s\n", "network",
+               or_dash(text_at(json_object_get(vm, "net"), "port")), COUNT("net.held_frames"), OCTETS("net.held_bytes"), COUNT("net.held_max"),
                COUNT("net.frames_out"), COUNT("net.frames_in"), COUNT("net.dropped_in"),
                COUNT("net.dropped_out"));
         printf("  %-15sheld for p50 %s ms, p99 %s ms; guest slowed by a full queue for %s ms\n", "",
@@ -369,9 +395,10 @@ static void show_primary(const json_t *vm)
 
 static void show_backup(const json_t *vm)
 {
-    printf("  %-15s%s, %s\n", "guest", or_dash(text_at(vm, "platform")), OCTETS("memory_bytes"));
-    printf("  %-15s%s, heard %s ms ago, this state for %s\n", "primary",
-           or_dash(text_at(vm, "primary")), COUNT("last_heard_ms"), DURATION("since_s"));
+    printf("  %-15s%s, %s\n", "guest", or_dash(text_at(vm, "platform")),
+           number_at(vm, "memory_bytes") > 0 ? OCTETS("memory_bytes") : "no replica here");
+    printf("  %-15s%s, heard %s ago, this state for %s\n", "primary",
+           or_dash(text_at(vm, "primary")), SILENCE("last_heard_ms"), DURATION("since_s"));
     printf("  %-15s%s, last epoch %s, %s received\n", "checkpoints", COUNT("checkpoints"),
            COUNT("epoch"), OCTETS("bytes_received"));
     if (json_is_object(json_object_get(vm, "disks")))

@@ -11,7 +11,7 @@ static int forget(const struct ctl *ctl, int argc, char **argv, struct failure *
     json_t *result;
 
     if (active && strcmp(argv[0], "--active") != 0)
-        return fail(f, STATUS_USAGE, "usage", "forget: unexpected \"%s\"", argv[1]);
+        return fail(f, STATUS_USAGE, "usage", "forget: unexpected \"%s\"", argv[*argv[0] != '-']);
     if (active ? call(ctl, BACKUP, "forget", vm, json_pack("{s:b}", "active", 1), &result, f)
                : call_both(ctl, "forget", vm, &result, f))
         return f->status;

@@ -83,11 +83,12 @@ static int verify(const struct ctl *ctl, int argc, char **argv, struct failure *
     }
     if (!vm)
         return fail(f, STATUS_USAGE, "usage", "verify: which VM? remusctl list shows them");
+    catch_interrupts();
     args = json_pack("{s:b}", "repair", repair);
     if (call(ctl, PRIMARY, "verify", vm, args, &result, f))
         return f->status;
     json_decref(result);
-    while ((verify = get_verify(ctl, vm, f))) {
+    while (!interrupted && (verify = get_verify(ctl, vm, f))) {
         if (!json_is_true(json_object_get(verify, "running"))) {
             int rc = conclude(ctl, vm, verify, f);
 
@@ -104,6 +105,9 @@ static int verify(const struct ctl *ctl, int argc, char **argv, struct failure *
         json_decref(verify);
         nanosleep(&pause, NULL);
     }
+    if (interrupted)
+        return fail(f, STATUS_UNKNOWN, "interrupted", "no longer watching; comparing the disks of %s goes on: remusctl status %s", vm,
+                    vm);
     return f->status;
 }
 

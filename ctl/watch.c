@@ -10,6 +10,7 @@
 #define POLL_NS (100 * NS_PER_MS)
 #define LINE_NS NS_PER_S        /* between lines about the same state */
 #define GRACE_NS (2 * NS_PER_S) /* until an operation must show in the status */
+#define FRESH_S 5               /* an older error is not what is wrong now */
 #define BACK_NS NS_PER_S        /* for which a state of before must last to count as failure */
 
 volatile sig_atomic_t interrupted;
@@ -20,7 +21,7 @@ static void on_interrupt(int signal_number)
     interrupted = 1;
 }
 
-static void catch_interrupts(void)
+void catch_interrupts(void)
 {
     const struct sigaction action = {.sa_handler = on_interrupt}; /* no SA_RESTART: calls end */
 
@@ -45,6 +46,14 @@ static bool underway(const struct goal *goal, const char *state)
     return false;
 }
 
+/* remusd is starting or finding the guest, which may take long, and has had no error since we asked. */
+static bool is_opening(const struct watch *w, const json_t *vm, uint64_t now)
+{
+    bool failed = *text_at(vm, "last_error") && !(number_at(vm, "last_error_s") * 1e9 > (double)(now - w->began));
+
+    return w->goal->side == PRIMARY && !*text_at(vm, "accelerator") && !failed;
+}
+
 static enum outcome judge(struct watch *w, const json_t *vm, uint64_t now)
 {
     const char *state = text_at(vm, "state");
@@ -56,23 +65,25 @@ static enum outcome judge(struct watch *w, const json_t *vm, uint64_t now)
     if (!same || !new_error)
         w->back_since = now;
     if (!underway(w->goal, state))
-        return same && now - w->began < GRACE_NS ? GOES_ON : MISSED;
+        return same && (now - w->began < GRACE_NS || is_opening(w, vm, now)) ? GOES_ON : MISSED;
     return w->goal->back_is_failure && now - w->back_since > BACK_NS ? MISSED : GOES_ON;
 }
 
 static void show_progress(struct watch *w, const json_t *vm, uint64_t now)
 {
     const char *state = text_at(vm, "state"), *error = text_at(vm, "last_error");
-    bool news = strcmp(state, w->shown) != 0 || strcmp(error, w->shown_error) != 0;
+    bool fresh = *error && !(number_at(vm, "last_error_s") > FRESH_S);
+    bool news = strcmp(state, w->shown) != 0 || (fresh && strcmp(error, w->shown_error) != 0);
 
     if (!news && (now - w->last_line < LINE_NS || strcmp(state, "syncing") != 0))
         return;
     show_verdict(stdout, vm);
-    if (*error && strcmp(error, w->shown_error) != 0)
+    if (fresh && strcmp(error, w->shown_error) != 0)
         printf("  %s\n", error);
     fflush(stdout);
     snprintf(w->shown, sizeof(w->shown), "%s", state);
-    snprintf(w->shown_error, sizeof(w->shown_error), "%s", error);
+    if (fresh)
+        snprintf(w->shown_error, sizeof(w->shown_error), "%s", error);
     w->last_line = now;
 }
 
@@ -118,7 +129,6 @@ int pursue(const struct ctl *ctl, const struct goal *goal, const char *vm, struc
         return f->status;
     snprintf(w.before, sizeof(w.before), "%s", text_at(status, "state"));
     snprintf(w.before_error, sizeof(w.before_error), "%s", text_at(status, "last_error"));
-    memcpy(w.shown_error, w.before_error, sizeof(w.shown_error));
     json_decref(status);
 
     catch_interrupts();

@@ -55,6 +55,9 @@ static struct protection *find(struct remusd *r, const char *vm, struct control_
 
     if (!vm)
         control_fail(err, CONTROL_USAGE, "the request names no VM");
+    else if (!e && config_vm(r->daemon->config, vm))
+        control_fail(err, CONTROL_UNKNOWN_VM, "%s has a section without backup in remusd.conf: this host is its backup, and "
+                     "this is for its primary", vm);
     else if (!e)
         control_fail(err, CONTROL_UNKNOWN_VM, "remusd knows no VM \"%s\"; remusctl list shows them, and remusctl protect "
                      "%s --to HOST begins with one that runs here", vm, vm);

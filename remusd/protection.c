@@ -16,6 +16,7 @@
 #include "protection-impl.h"
 
 #define GOODBYE_NS NS_PER_S
+#define HANDOVER_NS (60 * NS_PER_S) /* what is on its way comes first, then the backup takes over */
 #define REOPEN_NS (5 * NS_PER_S)
 #define APPEARED_NS NS_PER_S
 #define HEALTH_NS (100 * NS_PER_MS)
@@ -100,8 +101,11 @@ static bool wait_for_turn(struct protection *p)
     for (;;) {
         uint64_t now = clock_ns(), due = pacer_due(&e->pacer, now), early;
 
-        if (e->pacer.acked > e->taken_before)
+        if (e->pacer.acked > e->taken_before) {
+            if (p->lc.state == LC_SYNCING)
+                log_info(p->cfg->name, "protected");
             lifecycle_acked(&p->lc, now);
+        }
         if (e->link_end != LINK_UP || p->request != REQUEST_NONE)
             return false;
         if (due <= now)
@@ -127,9 +131,9 @@ static bool wait_for_acks(struct engine *e, unsigned failed)
 }
 
 /* Waits until the backup has ended the link, for a while. */
-static void wait_for_end(struct engine *e)
+static void wait_for_end(struct engine *e, uint64_t ns)
 {
-    uint64_t deadline = clock_ns() + GOODBYE_NS;
+    uint64_t deadline = clock_ns() + ns;
     SCOPED_LOCK(&e->lock);
 
     while (e->link_end == LINK_UP && clock_ns() < deadline)
@@ -145,7 +149,7 @@ static bool say_goodbye(struct protection *p, const char *why)
     struct engine *e = &p->engine;
 
     if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0)
-        wait_for_end(e);
+        wait_for_end(e, GOODBYE_NS);
     engine_end_link(e, LINK_LOST, "the backup did not confirm the goodbye");
     return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
@@ -165,7 +169,7 @@ static bool guest_gone(struct protection *p, enum vm_health health)
     if (health == VM_DIED && e->link && epoch) {
         protection_note(p, "the guest's process died: handing over to the backup");
         if (link_send_empty(e->link, PROTO_HANDOVER, epoch) == 0)
-            wait_for_end(e);
+            wait_for_end(e, HANDOVER_NS);
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
         return true;
     }
@@ -611,6 +615,8 @@ int protection_request(struct protection *p, enum protection_request request, st
     if (request == REQUEST_SWITCHOVER && state != LC_PROTECTED)
         return error_set(err, "%s is %s: a switchover needs a protected VM", p->cfg->name,
                          lifecycle_name(state));
+    if (request == REQUEST_UNPROTECT && state >= LC_HANDED_OVER)
+        return error_set(err, "%s is %s: there is no guest here that could go on alone", p->cfg->name, lifecycle_name(state));
     if (request == REQUEST_PROTECT && !p->cfg->backup[0])
         return error_set(err, "%s has no backup: set backup = \"HOST:PORT\" in its section",
                          p->cfg->name);
@@ -662,7 +668,9 @@ int protection_may_forget(struct protection *p, struct error *err)
     SCOPED_LOCK(&p->engine.lock);
     enum lifecycle_state state = p->lc.state;
 
-    if (p->lc.held || (p->ready && (state == LC_CONNECTING || state == LC_SYNCING)))
+    if (state >= LC_HANDED_OVER && state != LC_SHUT_DOWN && p->vm)
+        return error_set(err, "%s is %s: its guest here is just being ended: try again", p->cfg->name, lifecycle_name(state));
+    if (state < LC_HANDED_OVER && (p->lc.held || (p->ready && (state == LC_CONNECTING || state == LC_SYNCING))))
         return error_set(err, "%s is %s: remusctl unprotect %s first", p->cfg->name, lifecycle_name(state), p->cfg->name);
     return 0;
 }

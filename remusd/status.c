@@ -162,32 +162,71 @@ static json_t *disks(const struct protection *p)
     return o;
 }
 
-static const char *advice(const struct protection *p)
+static json_t *advice_protected(const struct protection *p)
 {
+    struct disk_verify verify;
+    struct queue_stats s;
+
+    if (!p->engine.disk)
+        return NULL;
+    disk_verify_state(p->engine.disk, &verify);
+    disk_stats(p->engine.disk, &s);
+    if (verify.differing && !verify.running && !verify.repair)
+        return json_sprintf("the backup's disks differ: remusctl verify --repair %s", p->cfg->name);
+    if (s.errors)
+        return json_sprintf("writes of the guest have failed on its image here: look at the kernel's log; remusctl switchover %s "
+                            "moves it to the backup", p->cfg->name);
+    return NULL;
+}
+
+static json_t *advice_off(const struct protection *p)
+{
+    const char *vm = p->cfg->name;
+
+    if (p->ready)
+        return json_sprintf("not protected: remusctl protect %s", vm);
+    if (!p->last_error[0])
+        return json_sprintf("remusd is finding or starting the guest: wait");
+    if (p->cfg->protect)
+        return json_sprintf("mend what is wrong; the guest is tried again every few seconds");
+    return json_sprintf("mend what is wrong, then: remusctl protect %s", vm);
+}
+
+/*
+ * What to do, NULL: nothing; remusctl(8) says the same of each state at length.
+ * engine.lock is held.
+ */
+static json_t *advice(const struct protection *p)
+{
+    const char *vm = p->cfg->name;
+
     switch (p->lc.state) {
     case LC_OFF:
-        return p->ready ? "not protected: remusctl protect"
-                        : "the guest does not run: mend what last_error says, then remusctl protect";
+        return advice_off(p);
     case LC_CONNECTING:
-        return "the guest runs without protection until the backup answers: check remus-backupd "
-               "there and the address";
+        return json_sprintf("the guest runs without protection until the backup takes it: mend what is wrong; remusctl preflight %s "
+                            "looks at both hosts", vm);
+    case LC_PROTECTED:
+        return advice_protected(p);
     case LC_HOLDING:
         if (p->lc.degrade == DEGRADE_RELEASE && p->lc.has_arbiter)
-            return "output is held; the arbiter will be asked. Bring the backup back";
-        return "output is held. Bring the backup back; or, once it is certain that the backup does "
-               "not run the VM, remusctl unprotect lets the guest go on alone";
+            return json_sprintf("output is held; the arbiter will be asked. Bring the backup back");
+        return json_sprintf("output is held. Bring the backup back; or, once it is certain that the backup does not run the VM, "
+                            "remusctl unprotect %s lets the guest go on alone%s", vm,
+                            p->lc.has_arbiter ? ", when the arbiter grants it" : "");
     case LC_ASKING:
-        return "the arbiter is being asked whether the guest may go on alone";
+        return json_sprintf("wait for the arbiter; should that stay, look at the arbiter: remusd.conf(5)");
     case LC_UNPROTECTED:
-        return "the guest runs alone and is protected again as soon as the backup answers";
-    case LC_HANDED_OVER:
+        return json_sprintf("bring the backup back: the guest is protected again as soon as that answers");
     case LC_LOST:
-        return "the VM runs on the backup host; the guest here was ended";
+        return json_sprintf("find out why this host or its link was silent; then this host can be the backup: remus-backupd(8), "
+                            "Fail-back");
+    case LC_HANDED_OVER:
+        return json_sprintf("nothing here; to make this host the backup: remus-backupd(8), Fail-back");
     case LC_STOPPED:
-        return "the guest was ended by degrade = stop; the backup holds its last checkpoint: "
-               "remusctl takeover there";
+        return json_sprintf("the backup holds the last checkpoint: remusctl takeover %s there", vm);
     case LC_SHUT_DOWN:
-        return "the guest ended by itself; remusctl protect when it is wanted again (Xen: after xl create)";
+        return json_sprintf("remusctl protect %s when it is wanted again (Xen: after xl create)", vm);
     default:
         return NULL;
     }
@@ -217,7 +256,7 @@ json_t *protection_status(struct protection *p)
 {
     uint64_t now = clock_ns();
     struct engine *e = &p->engine;
-    const char *todo;
+    json_t *todo;
     json_t *o;
     SCOPED_LOCK(&e->lock);
 
@@ -247,6 +286,6 @@ json_t *protection_status(struct protection *p)
     json_object_set_new(o, "last_error_s",
                         p->last_error[0] ? json_real((double)(now - p->last_error_at) / 1e9)
                                          : json_null());
-    json_object_set_new(o, "advice", todo ? json_string(todo) : json_null());
+    json_object_set_new(o, "advice", todo ? todo : json_null());
     return o;
 }

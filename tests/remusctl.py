@@ -127,7 +127,7 @@ def with_daemons(primary=None, backup=None):
 def test_no_daemon_is_7():
     expect(remusctl("list"), 7, "neither remusd nor remus-backupd", DIR)
     expect(remusctl("protect", "db1"), 7, "remusd is not running")
-    expect(remusctl("takeover", "db1"), 7, "remus-backupd is not running")
+    expect(remusctl("takeover", "db1"), 7, "remus-backupd is not running", "if this is the backup host")
 
 
 def test_daemon_that_died_is_7():
@@ -144,10 +144,25 @@ def test_death_of_one_is_a_warning_when_the_other_answers():
 
 def test_usage_is_2():
     for args in ([], ["frobnicate"], ["protect"], ["protect", "--now", "db1"], ["status", "a", "b"],
-                 ["status", "a/b"], ["set", "db1", "interval"], ["set", "db1", "interval", "4"],
+                 ["status", "a/b"], ["status", "--json", "db1"], ["list", "-j"], ["forget", "--force", "db1"], ["set", "db1", "interval"], ["set", "db1", "interval", "4"],
                  ["set", "db1", "interval", "25x"], ["set", "db1", "speed", "9"], ["--frob"]):
         got = expect(remusctl(*args), 2)
         assert got[2], args
+
+
+def test_usage_names_what_is_wrong():
+    expect(remusctl("status", "--json", "db1"), 2, '"--json"', "before the verb")
+    expect(remusctl("forget", "--force", "db1"), 2, '"--force"')
+
+
+def test_socket_without_a_daemon():
+    got = expect(remusctl("-s", DIR + "/none.sock", "list"), 7, "there is no " + DIR + "/none.sock")
+    assert "systemctl" not in got[2], got  # which daemon it would start nobody knows
+
+
+def test_unknown_vm_may_be_the_other_daemons():
+    with_daemons(backup=knows(BACKUP))
+    expect(remusctl("status", "db1"), 6, "db1", "remusd does not run here")
 
 
 def test_status_of_a_protected_vm():
@@ -157,7 +172,7 @@ def test_status_of_a_protected_vm():
     assert lines[0] == ("db1: PROTECTED  checkpoint 48213 acknowledged after 18 ms, "
                         "backup 10.78.0.2:7910"), lines[0]
     for text in ("2 h 13 min", "128 MiB", "uffd", "1.20", "2.31", "71.0", "ratio 14.9", "90 %",
-                 "3 frames held"):
+                 "3 frames held", "network        frames: "):
         assert text in out, (text, out)
 
 
@@ -180,12 +195,23 @@ def test_status_tells_at_a_glance_whether_disks_are_in_step():
     assert "disks" not in expect(remusctl("status", "none"), 0)[1]
 
 
+def test_what_an_operator_must_not_miss():
+    verify = {"running": False, "repair": False, "percent": 100.0, "differing_bytes": 131072}
+    no_guest = dict(PRIMARY, vm="db5", state="off", accelerator=None, last_error="no kernel", last_error_s=1.0)
+    with_daemons(knows(dict(PRIMARY, disks=dict(PRIMARY["disks"], verify=verify)), no_guest),
+                 knows(dict(BACKUP, vm="db3", state="active"), dict(BACKUP, vm="db4", state="suspect", last_heard_ms=7.5e6)))
+    expect(remusctl("status", "db1"), 0, "remusctl verify: 100 % compared, 128 KiB DIFFER")
+    expect(remusctl("status", "db3"), 3, "ACTIVE  the guest runs on this host, since before remus-backupd was started")
+    expect(remusctl("status", "db4"), 3, "is silent for 2 h 5 min;")
+    expect(remusctl("status", "db5"), 3, "OFF  not protected; remusd has no guest here", "what is wrong  no kernel (1 s ago)")
+
+
 def test_status_merges_both_daemons_and_3_means_not_protected():
-    off = dict(PRIMARY, vm="db3", state="off", last_error="qemu: no such file",
+    off = dict(PRIMARY, vm="db3", state="off", last_error="qemu: no such file", last_error_s=200.0,
                advice="mend it, then remusctl protect")
     with_daemons(knows(PRIMARY, off), knows(BACKUP))
     _, out, _ = expect(remusctl("status"), 3, "db1: PROTECTED", "db2: READY", "db3: OFF")
-    assert "what to do     mend it" in out, out
+    assert "what to do     mend it" in out and "last error     qemu: no such file (3 min 20 s ago)" in out, out
     expect(remusctl("status", "db2"), 0, "READY  holds checkpoint 17 of 10.78.0.9:4242")
     expect(remusctl("status", "db3"), 3)
     expect(remusctl("list"), 0, "db1", "db2", "db3")
@@ -314,6 +340,27 @@ def test_protect_wait_shows_the_way():
     assert lines[-1].startswith("db1: PROTECTED"), out
 
 
+def test_protect_wait_says_what_it_waits_for():
+    wrong = {"state": "connecting", "last_error": "connection refused", "last_error_s": 0.2}
+    stale = {"state": "connecting", "last_error": "long ago", "last_error_s": 99}
+    for vm, shown in (wrong, True), (stale, False):
+        vm = dict(PRIMARY, **vm)
+        daemon, _ = with_daemons(script("protect", vm, [vm, PRIMARY]))
+        _, out, _ = expect(remusctl("protect", "--wait", "db1"), 0, "CONNECTING")
+        assert (vm["last_error"] in out) == shown, out
+        daemon.close()
+
+
+def test_protect_wait_waits_for_a_guest_that_starts():
+    opening = dict(PRIMARY, state="off", accelerator=None)
+    for error, status in ({"last_error": "from before", "last_error_s": 99.0}, 0), ({"last_error": "no kernel", "last_error_s": 0.1}, 1):
+        vm, began = dict(opening, **error), time.monotonic()
+        daemon, _ = with_daemons(lambda request, vm=vm, began=began:
+                                 ok(None if request["verb"] == "protect" else PRIMARY if time.monotonic() > began + 2.5 else vm))
+        expect(remusctl("protect", "--wait", "db1"), status)
+        daemon.close()
+
+
 def test_protect_wait_fails_when_protection_ends():
     off = dict(PRIMARY, state="off")
     gone = dict(PRIMARY, state="shut-down", last_error="the guest shut down", advice="restart it")
@@ -353,14 +400,17 @@ def test_takeover_that_fails():
 
 
 def test_interrupt_leaves_the_operation_going():
-    syncing = dict(PRIMARY, state="syncing")
-    with_daemons(script("protect", syncing, [syncing]))
-    process = subprocess.Popen([REMUSCTL, "-R", DIR, "protect", "--wait", "db1"],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.readline()
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
-    expect((process.returncode, out, err), 4, "goes on", "remusctl status db1")
+    running = {"running": True, "percent": 1.0, "rate_mib_s": 1.0, "eta_s": 1.0, "differing_bytes": 0}
+    busy = dict(PRIMARY, state="syncing", disks=dict(PRIMARY["disks"], verify=running))
+    for words in ("protect", "--wait"), ("verify",):
+        daemon, _ = with_daemons(script(words[0], busy, [busy]))
+        process = subprocess.Popen([REMUSCTL, "-R", DIR, *words, "db1"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        expect((process.returncode, out, err), 4, "goes on", "remusctl status db1")
+        daemon.close()
 
 
 def main():

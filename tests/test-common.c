@@ -218,6 +218,7 @@ static void r7_only_exit_status_0_grants(void **state)
     assert_int_equal(ask("exit 3; true", 60 * NS_PER_S, &err), ARBITER_DENIED);
     assert_non_null(strstr(err.text, "exit status 3"));
     assert_int_equal(ask("/no/such/command", 60 * NS_PER_S, &err), ARBITER_DENIED);
+    assert_non_null(strstr(err.text, "cannot be run"));
     assert_int_equal(ask("kill -9 $$; true", 60 * NS_PER_S, &err), ARBITER_DENIED);
     assert_non_null(strstr(err.text, "signal 9"));
 }

@@ -86,6 +86,22 @@ def protected_without_sections_and_taken_over_R2_R7():
 
 
 @suite.test
+def forgotten_after_a_switchover_R7():
+    with Learned() as pair:
+        pair.protect()
+
+        def gone():  # on a busy machine the backup may take over by itself, or the link break for a while
+            pair.primary.request("switchover")
+            return pair.primary.state() in ("handed-over", "lost")
+        wait_for("the guest leaves", gone)
+        wait_for("the guest here is ended", lambda: pair.primary.request("forget")["ok"])
+        assert pair.primary.state() == "unknown-vm" and not kept(pair.primary) and not pair.primary.guest_pid()
+        pair.backup.wait_state("active")
+        pair.backup.do("forget", active=True)
+        assert pair.backup.guest_pid()
+
+
+@suite.test
 def daemons_that_come_again_know_it_R7():
     with Learned({"takeover": "manual"}) as pair:
         pair.protect()

@@ -310,7 +310,7 @@ def guest_that_dies_while_a_new_link_catches_up_is_handed_over_R1_R7():
     with Pair(timeout=5000) as pair:
         pair.protect()
         pair.wait_epochs(10)
-        pair.proxy.filter = lambda way, kind, *_: 1 if kind == "END" else 0
+        pair.proxy.filter = lambda way, kind, *_: 2 if kind == "END" else 0
         pair.proxy.cut()
         pair.primary.wait_state("syncing")
         pair.primary.kill_guest()
@@ -330,6 +330,11 @@ def switchover_loses_nothing_R1_R7():
         told = [f.number for f in pair.primary.sink.beacons()]
         on = [f.number for f in pair.backup.sink.beacons()]
         assert on[0] == told[-1] + 1, "a frame was lost between the two hosts"
+        reply = pair.primary.request("unprotect")
+        assert not reply["ok"] and "no guest" in reply["error"], reply
+        assert pair.backup.do("status")["last_error"] is None, "a planned end of the link is no error"
+        lacks = pair.primary.do("preflight")["lacks"]
+        assert ["runs on the backup" in lack["what"] for lack in lacks] == [True], lacks
 
 
 @suite.test
@@ -373,6 +378,42 @@ def fresh_guest_does_not_replace_a_checkpoint_that_waits_R7():
         pair.backup.wait_state("waiting", "syncing", "ready")
         pair.primary.do("protect")
         pair.primary.wait_state("protected")
+
+
+@suite.test
+def end_of_a_guest_that_an_earlier_daemon_activated_is_seen_R7():
+    """Whether the remus-backupd that comes later finds the guest, and loses it, or does not find it."""
+    for dies_before in (False, True):
+        with Pair() as pair:
+            pair.protect()
+            pair.primary.kill_host()
+            pair.backup.wait_state("suspect")
+            pair.backup.do("takeover")
+            pair.backup.wait_state("active")
+            pair.backup.kill_daemon()
+            if dies_before:
+                pair.backup.kill_guest()
+            pair.backup.start()
+            if not dies_before:
+                status = pair.backup.wait_state("active")
+                assert status["memory_bytes"] and not status["takeover"], status
+                pair.backup.kill_guest()
+            wait_for("its end is seen", lambda: "start it here" in (pair.backup.do("status")["advice"] or ""))
+            status = pair.backup.do("status")
+            assert status["state"] == "waiting" and "taken over" in status["last_error"], status
+            with open(os.path.join(pair.backup.dir, "fake1.active"), encoding="ascii") as f:
+                assert f.read().split()[1] == "ended"
+            pair.primary.start()  # a new guest may be protected here, and all is well again
+            assert pair.backup.wait_state("ready")["advice"] is None
+
+
+@suite.test
+def refusal_shows_on_both_hosts():
+    with Pair(backup_keys={"memory": 32}) as pair:
+        pair.backup.start()
+        pair.primary.start()
+        for host in (pair.primary, pair.backup):
+            wait_for("a refusal", lambda host=host: "make them equal" in (host.do("status")["last_error"] or ""))
 
 
 @suite.test

@@ -141,13 +141,14 @@ def nothing_comes_into_being_on_the_backup_R7():
 
 @suite.test
 def everything_that_differs_is_listed():
-    with Pair(primary_keys={"protect": False, "mac": "52:54:00:00:00:02"}, backup_keys={"memory": 32, "tap": "nosuchtap1"}) as pair:
+    with Pair(primary_keys={"protect": False, "mac": "52:54:00:00:00:02", "arbiter": "exec /bin/true yes"},
+              backup_keys={"memory": 32, "tap": "nosuchtap1", "arbiter": "exec /nonexistent/arbiter 1"}) as pair:
         add_disks(pair.primary, "/nonexistent/0.img")
         pair.backup.start()
         pair.primary.start()
         report = pair.primary.do("preflight")
         expect(whats(report, "primary"), "/nonexistent/0.img: No such file")
-        expect(whats(report, "backup"), "no interface nosuchtap1", "16 MiB, the backup's section says fake and 32",
+        expect(whats(report, "backup"), "the arbiter /nonexistent/arbiter: No such file", "no interface nosuchtap1", "16 MiB, the backup's section says fake and 32",
                "mac is 52:54:00:00:00:02 on the primary, 52:54:00:00:00:01 on the backup", "the primary has 1 disks")
         assert all(thing["remedy"] for thing in report["lacks"]), report
 

@@ -129,6 +129,16 @@ static void check_disks(const struct vm_config *cfg, bool primary, json_t *lacks
     }
 }
 
+/* That it cannot be run is otherwise found out when it is asked, on the day when a host is lost. */
+static void check_arbiter(const struct vm_config *cfg, json_t *lacks)
+{
+    char path[PATH_MAX];
+
+    snprintf(path, sizeof(path), "%.*s", (int)strcspn(cfg->arbiter, " \t"), cfg->arbiter);
+    if (*path && access(path, X_OK) < 0)
+        preflight_lacks(lacks, "put the command there and make it executable, or mend arbiter", "the arbiter %s: %m", path);
+}
+
 json_t *preflight(const struct vm_config *cfg, bool primary)
 {
     const struct vm_ops *ops = vm_platform(cfg->platform);
@@ -138,6 +148,7 @@ json_t *preflight(const struct vm_config *cfg, bool primary)
     if (!ops)
         preflight_lacks(lacks, "install what its libraries need, and configure and build remusd again",
                         "this build has no platform %s", cfg->platform);
+    check_arbiter(cfg, lacks);
     check_tap(cfg, lacks);
     if (*cfg->vif)
         preflight_netbuf(cfg, primary, lacks);
