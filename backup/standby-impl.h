@@ -49,7 +49,6 @@ struct standby {
     struct link *link;
     uint64_t session, bytes_before;
     uint64_t spent;        /* the session whose guest was activated here */
-    bool handover;         /* the primary waits for ACTIVATED */
     uint64_t next_health;
     unsigned unseen;       /* looks in a row that did not find the guest */
     struct view view;

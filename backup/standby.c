@@ -146,7 +146,6 @@ static int handle(struct standby *s, const struct record *rec, struct error *err
         if (rec->epoch == 0 || rec->epoch > standby_held(s).epoch || receiver_keeps(s->receiver))
             return error_set(err, "handover of checkpoint %" PRIu64 ", but %" PRIu64 " is held",
                              rec->epoch, standby_held(s).epoch);
-        s->handover = true;
         detector_handover(&s->detector, clock_ns());
         return 0;
     default:

@@ -383,7 +383,7 @@ static void test_schedules(void **state)
 
 /* Network state */
 
-static void learn(struct net_addresses *t, int family, const char *text, unsigned vlans)
+static void learn_at(struct net_addresses *t, int family, const char *text, unsigned vlans, uint64_t now)
 {
     static const unsigned vlan[2] = {7, 8};
     uint8_t ip[16];
@@ -393,7 +393,66 @@ static void learn(struct net_addresses *t, int family, const char *text, unsigne
     inet_pton(family == 4 ? AF_INET : AF_INET6, text, ip);
     len = put_addressed(frame, family, station, ip, vlan, vlans);
     assert_true(packet_parse(&p, frame, len));
-    net_addresses_learn(t, &p, 1);
+    net_addresses_learn(t, &p, now);
+}
+
+static void learn(struct net_addresses *t, int family, const char *text, unsigned vlans)
+{
+    learn_at(t, family, text, vlans, 1);
+}
+
+static void learn_number(struct net_addresses *t, unsigned i, uint64_t now)
+{
+    char ip[32];
+
+    snprintf(ip, sizeof(ip), "10.0.0.%u", i);
+    learn_at(t, 4, ip, 0, now);
+}
+
+/* The last octet of each; 0 where there is no address. */
+static void expect_numbers(const struct net_addresses *t, const char *numbers)
+{
+    char text[200] = "";
+
+    for (unsigned i = 0; i < t->count; i++)
+        snprintf(text + strlen(text), sizeof(text) - strlen(text), "%u ", t->entry[i].ip[3]);
+    assert_string_equal(text, numbers);
+}
+
+/* What a takeover announces. */
+static void test_net_addresses_learned(void **state)
+{
+    struct net_addresses t = {0};
+    struct packet p;
+
+    (void)state;
+    memset(frame, 0, 64);
+    memcpy(frame + 6, station, 6);
+    put_be16(frame + 12, 0x88cc); /* says nothing about an IP address */
+    assert_true(packet_parse(&p, frame, 64));
+    net_addresses_learn(&t, &p, 1);
+    expect_numbers(&t, "0 ");
+    learn_number(&t, 1, 2); /* the same station, and more of it */
+    expect_numbers(&t, "1 ");
+    learn_number(&t, 2, 3);
+    memset(frame, 0, 64);
+    memcpy(frame + 6, station, 6);
+    put_be16(frame + 12, 0x88cc);
+    assert_true(packet_parse(&p, frame, 64));
+    net_addresses_learn(&t, &p, 4); /* less is nothing new */
+    learn_number(&t, 1, 5);
+    net_addresses_learn(&t, &p, 6);
+    expect_numbers(&t, "1 2 ");
+
+    for (unsigned i = 3; i <= NET_ADDRESSES_MAX; i++)
+        learn_number(&t, i, 10 + i);
+    learn_number(&t, NET_ADDRESSES_MAX, 100);
+    for (unsigned i = 1; i < NET_ADDRESSES_MAX; i++)
+        learn_number(&t, i, 50 + (i * 5) % 16);
+    expect_numbers(&t, "1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 ");
+    learn_number(&t, 200, 101); /* in place of those that said nothing for the longest time */
+    learn_number(&t, 201, 102);
+    expect_numbers(&t, "1 2 3 4 5 6 7 8 9 201 11 12 200 14 15 16 ");
 }
 
 static void some_addresses(struct net_addresses *t)
@@ -487,6 +546,22 @@ static void test_net_state_decode(void **state)
         assert_int_equal(net_state_decode(&s, b.data, len, &err), -1);
         assert_int_equal(s.flows, 9);
     }
+    buffer_clear(&b);
+
+    /* R3: as many as there may be are taken, and none at all */
+    t = (struct net_addresses){0};
+    assert_int_equal(net_state_encode(&b, &t, 0), 0);
+    assert_int_equal(net_state_decode(&s, b.data, b.len, &err), 0);
+    assert_int_equal(s.addresses.count + s.flows, 0);
+    buffer_clear(&b);
+    for (unsigned i = 0; i < NET_ADDRESSES_MAX; i++)
+        learn_number(&t, i + 1, i);
+    assert_int_equal(net_state_encode(&b, &t, NET_FLOWS_MAX), 0);
+    for (unsigned i = 0; i < NET_FLOWS_MAX; i++)
+        net_state_add_flow(&b, 0, &flow);
+    assert_int_equal(net_state_decode(&s, b.data, b.len, &err), 0);
+    assert_int_equal(s.addresses.count, NET_ADDRESSES_MAX);
+    assert_int_equal(s.flows, NET_FLOWS_MAX);
     buffer_free(&b);
 }
 
@@ -597,6 +672,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_transcripts),        cmocka_unit_test(test_schedules),
+        cmocka_unit_test(test_net_addresses_learned),
         cmocka_unit_test(test_net_state_format),   cmocka_unit_test(test_net_state_decode),
         cmocka_unit_test(test_net_state_bad),      cmocka_unit_test(test_announce_arp),
         cmocka_unit_test(test_announce_neighbour), cmocka_unit_test(test_announce_mac),

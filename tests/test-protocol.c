@@ -181,7 +181,18 @@ static void disks(void **state)
         assert_int_equal(proto_get_compared(&got_checked, out, n, &err), n % 16 == 8 ? 0 : -1);
     assert_int_equal(proto_get_compared(&got_checked, out, 8 + 61 * 16, &err), -1);
 
+    checked.count = COMPARED_RANGES; /* as many as there may be */
+    len = proto_put_compared(out, &checked);
+    assert_int_equal(proto_get_compared(&got_checked, out, len, &err), 0);
+    assert_int_equal(got_checked.count, COMPARED_RANGES);
+
     m.features = FEATURE_DISKS;
+    m.disk_count = CONFIG_DISKS_MAX;
+    for (int i = 0; i < CONFIG_DISKS_MAX; i++)
+        m.disks[i] = (struct proto_disk){1 << 20, 3};
+    len = proto_put_hello(out, &m);
+    assert_int_equal(proto_get_hello(&got_hello, out, len, &err), 0);
+    assert_int_equal(got_hello.disk_count, CONFIG_DISKS_MAX);
     m.disk_count = 2;
     m.disks[0] = (struct proto_disk){1 << 20, 3};
     m.disks[1] = (struct proto_disk){1 << 21, 4};
@@ -196,6 +207,24 @@ static void disks(void **state)
     m.disks[1].id = 0;
     len = proto_put_hello(out, &m);
     assert_int_equal(proto_get_hello(&got_hello, out, len, &err), -1);
+}
+
+/* R2, R5: what they say is what the backup reads, and the order of the changes is part of what it checks. */
+static void blocks_and_digest_as_drawn(void **state)
+{
+    static const uint8_t drawn[PROTO_BLOCK_LEN] = {0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10,
+                                                   0, 0, 0, 11, 0, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22};
+    struct proto_block got;
+    uint8_t out[PROTO_BLOCK_LEN];
+
+    (void)state;
+    proto_get_block(&got, drawn);
+    assert_true(got.pfn == 0x102 && got.generation == UINT64_C(0x030405060708090a) && got.disk == 11 &&
+                got.block == 0x0c0d0e && got.hash == UINT64_C(0x0f10111213141516));
+    assert_int_equal(proto_put_block(out, &got), PROTO_BLOCK_LEN);
+    assert_memory_equal(out, drawn, sizeof(drawn));
+    /* XXH3 of the octets 0 to 15, by xxHash itself */
+    assert_true(proto_disk_digest(UINT64_C(0x0001020304050607), UINT64_C(0x08090a0b0c0d0e0f)) == UINT64_C(0x8355e3a6f61770db));
 }
 
 static void preflight_hello(void **state)
@@ -219,8 +248,14 @@ static void preflight_hello(void **state)
     assert_string_equal(got.vif, "");
     assert_string_equal(got.netbuf, "plug");
     REFUSES_TRUNCATION(proto_get_hello, &got, out, len);
-    out[len - 1] = '\n';
-    assert_int_equal(proto_get_hello(&got, out, len, &err), -1);
+    for (size_t back = 1; back < 28; back += back == 1 ? 6 : 9) { /* in each of them */
+        uint8_t was = out[len - back];
+
+        out[len - back] = '\n';
+        assert_int_equal(proto_get_hello(&got, out, len, &err), -1);
+        out[len - back] = was;
+        assert_int_equal(proto_get_hello(&got, out, len, &err), 0);
+    }
     out[len - 5] = 255;
     assert_int_equal(proto_get_hello(&got, out, sizeof(out), &err), -1);
 }
@@ -383,6 +418,7 @@ int main(void)
         cmocka_unit_test(hello_as_drawn),
         cmocka_unit_test(hello_may_grow),
         cmocka_unit_test(disks),
+        cmocka_unit_test(blocks_and_digest_as_drawn),
         cmocka_unit_test(preflight_hello),
         cmocka_unit_test(probe_and_lack),
         cmocka_unit_test(r10_hello_refused),
