@@ -673,6 +673,12 @@ def bad_input(hosts):
         raise LabError('the request to suspend was not taken back')
     hosts[0].run(f'xl destroy {GUEST}')
 
+    if 'shadow' not in hosts[0].run('xl info virt_caps').split():
+        guest_config(hosts, kind='pv')
+        hosts[0].run(f'rm -f /var/log/xen/guest-{GUEST}*')
+        start_guest(hosts[0])
+        refused(hosts, 'CONFIG_SHADOW_PAGING')
+
 
 def log_dirty(hosts):
     """xl remus takes log-dirty mode away from a protected domain (R8): noticed before the next checkpoint, and undone later."""
@@ -967,8 +973,9 @@ def explain(hosts):
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel,
        'network-learned': network_learned, 'learned': learned, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
-       'devices': devices, 'comeback': comeback, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'xenstored': xenstored}
+       'devices': devices, 'comeback': comeback, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'pv': pv,
+       'xenstored': xenstored}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
            'compare-xl-database': compare_xl_database}
-MORE = {'kills': kills, 'demo': demo, 'pv': pv, **COMPARE}  # only by name
+MORE = {'kills': kills, 'demo': demo, **COMPARE}  # only by name
 SHADOW = {'pv'}  # want a Xen with shadow paging, tests/lab/xen-shadow
