@@ -115,12 +115,12 @@ static int make_run_dir(const char *path, struct error *err)
         return error_set(err, "run-dir %s: %s", path, strerror(errno));
     if (!S_ISDIR(st.st_mode))
         return error_set(err, "run-dir %s: is no directory", path);
-    if (st.st_uid != geteuid() || st.st_mode & (S_IWGRP | S_IWOTH))
-        return error_set(err,
-                         "run-dir %s: others can write to it (owner %u, mode %03o); use a "
-                         "directory of user %u with mode 700",
-                         path, (unsigned)st.st_uid, (unsigned)st.st_mode & 0777,
-                         (unsigned)geteuid());
+    if (st.st_uid != geteuid())
+        return error_set(err, "run-dir %s: belongs to user %u, and this daemon runs as user %u; start it as the other one, or use "
+                         "a directory of its own", path, (unsigned)st.st_uid, (unsigned)geteuid());
+    if (st.st_mode & (S_IWGRP | S_IWOTH))
+        return error_set(err, "run-dir %s: others can write to it (mode %03o); chmod 700 it, or use another directory", path,
+                         (unsigned)st.st_mode & 0777);
     return 0;
 }
 

@@ -298,6 +298,24 @@ static int check_image(struct journal *j, const struct entry *e, struct error *e
     return 0;
 }
 
+/* Zeros are written where the file system or the device can make none of this range. */
+static int apply_entry(const struct entry *e, int fd)
+{
+    static const uint8_t zeros[ENTRY_CHECK_MAX];
+    struct entry write = {.kind = ENTRY_WRITE, .offset = e->offset, .data = zeros};
+
+    if (entry_apply(e, fd) == 0)
+        return 0;
+    if (e->kind == ENTRY_WRITE || (errno != EOPNOTSUPP && errno != EINVAL))
+        return -1;
+    for (uint32_t left = e->length; left; left -= write.length, write.offset += write.length) {
+        write.length = left < sizeof(zeros) ? left : sizeof(zeros);
+        if (entry_apply(&write, fd) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* compare: the images are exactly what the entries before left; then CHECKs mean something. */
 static int change_images(struct journal *j, const uint8_t *entries, size_t length, bool compare,
                          struct error *err)
@@ -313,7 +331,7 @@ static int change_images(struct journal *j, const uint8_t *entries, size_t lengt
                 return -1;
             continue;
         }
-        if (entry_apply(&e, j->image_fds[e.disk]) < 0)
+        if (apply_entry(&e, j->image_fds[e.disk]) < 0)
             return error_set(err, "disk \"%s\": changing %" PRIu32 " octets at %" PRIu64 ": %s",
                              j->images[e.disk], e.length, e.offset, strerror(errno));
     }

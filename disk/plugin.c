@@ -153,19 +153,35 @@ static int disk_pread(void *handle, void *buf, uint32_t length, uint64_t offset,
     return 0;
 }
 
-/*
- * It failed, perhaps half way.  The guest is told and knows nothing of what is there now; the backup gets the same, where it can
- * be read.
- */
-static void fail_change(struct image *im, struct entry e)
+/* Ends a change: the backup gets what is there now, where it can be read. */
+static void end_with_content(struct image *im, struct entry *e)
 {
-    if (e.kind != ENTRY_WRITE || pread(im->fd, reread, e.length, (off_t)e.offset) != (ssize_t)e.length) {
+    e->data = reread;
+    queue_end(&queue, pread(im->fd, reread, e->length, (off_t)e->offset) == (ssize_t)e->length ? e : NULL);
+}
+
+/*
+ * It failed, perhaps half way.  The guest is told and knows nothing of what is there now; the backup gets the same.  Of a
+ * range of any length it takes more than one entry: no whole of it was ever promised.
+ */
+static void fail_change(struct image *im, struct entry e, int why)
+{
+    if (why == EOPNOTSUPP) { /* nothing was changed, and nbdkit writes zeros instead */
         queue_end(&queue, NULL);
         return;
     }
     queue_failed(&queue);
-    e.data = reread;
-    queue_end(&queue, &e);
+    if (e.kind == ENTRY_WRITE) {
+        end_with_content(im, &e);
+        return;
+    }
+    queue_end(&queue, NULL);
+    e.kind = ENTRY_WRITE;
+    for (uint32_t left = e.length; left; left -= e.length, e.offset += e.length) {
+        e.length = left < ENTRY_DATA_MAX ? left : ENTRY_DATA_MAX;
+        image_stamp(im, e.offset, e.length, queue_begin(&queue, e.kind, e.length));
+        end_with_content(im, &e);
+    }
 }
 
 /* One change of at most ENTRY_DATA_MAX octets of data: stamped, made, queued, in this order. */
@@ -186,7 +202,7 @@ static int change(struct image *im, const struct entry *e)
     if (rc == 0)
         queue_end(&queue, e);
     else
-        fail_change(im, *e);
+        fail_change(im, *e, why);
     if (rc < 0) {
         nbdkit_set_error(why);
         nbdkit_error("disk %u: changing %" PRIu32 " octets at %" PRIu64 ": %s", e->disk, e->length,

@@ -264,9 +264,7 @@ void queue_end(struct queue *q, const struct entry *e)
     struct queue_shared *s = q->shared;
     bool press = false;
 
-    if (!e) {
-        s->errors++;
-    } else {
+    if (e) {
         s->written_bytes += e->length;
         /* A stop and a start in between may have emptied the ring, never filled it: there is still room. */
         if (LOAD(&s->logging)) {

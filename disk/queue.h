@@ -67,9 +67,9 @@ pid_t queue_server(const char *path);
 
 /* A change is about to be made: waits for room, takes the lock, returns the generation to stamp it with. */
 uint64_t queue_begin(struct queue *q, unsigned kind, uint32_t length);
-/* It was made (entry), or failed (NULL): appends when somebody reads, drops the lock. */
+/* It was made (entry), or not (NULL): appends when somebody reads, drops the lock. */
 void queue_end(struct queue *q, const struct entry *e);
-void queue_failed(struct queue *q); /* before queue_end: counts as an error, though there is an entry */
+void queue_failed(struct queue *q); /* before queue_end: counts as an error of the image */
 bool queue_writable(const struct queue *q);
 
 /*

@@ -8,6 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <pthread.h>
@@ -16,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <xxhash.h>
@@ -32,9 +34,59 @@
 
 static char dir[64], paths[2][96], queue_path[96];
 
+/* --- a disk that fails --- */
+
+enum call { WRITES, SYNCS, CLEARS };
+
+static pthread_mutex_t broken_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct {
+    const char *path; /* of this file; NULL: none */
+    enum call call;
+    int error, after; /* so many calls that succeed */
+} broken;
+
+static bool breaks(int fd, enum call call)
+{
+    struct stat st, other;
+    bool now;
+
+    pthread_mutex_lock(&broken_lock);
+    now = broken.path && broken.call == call && fstat(fd, &st) == 0 && stat(broken.path, &other) == 0 &&
+          st.st_ino == other.st_ino && broken.after-- <= 0;
+    errno = now ? broken.error : errno;
+    pthread_mutex_unlock(&broken_lock);
+    return now;
+}
+
+static void break_disk(const char *path, enum call call, int error, int after)
+{
+    pthread_mutex_lock(&broken_lock);
+    broken.path = path;
+    broken.call = call;
+    broken.error = error;
+    broken.after = after;
+    pthread_mutex_unlock(&broken_lock);
+}
+
+ssize_t pwrite(int fd, const void *data, size_t length, off_t offset)
+{
+    return breaks(fd, WRITES) ? -1 : syscall(SYS_pwrite64, fd, data, length, offset);
+}
+
+int fdatasync(int fd)
+{
+    return breaks(fd, SYNCS) ? -1 : (int)syscall(SYS_fdatasync, fd);
+}
+
+int fallocate(int fd, int mode, off_t offset, off_t length)
+{
+    return breaks(fd, CLEARS) ? -1 : (int)syscall(SYS_fallocate, fd, mode, offset, length);
+}
+
 static int set_up(void **state)
 {
     (void)state;
+    break_disk(NULL, 0, 0, 0);
     strcpy(dir, "/tmp/test-disk-XXXXXX");
     assert_non_null(mkdtemp(dir));
     snprintf(paths[0], sizeof(paths[0]), "%s/a.img", dir);
@@ -845,6 +897,193 @@ static void test_blocks_are_read_as_of_their_generation_R4_R5_R10(void **state)
     free(model[1]);
 }
 
+/* --- errors of the disk --- */
+
+static void await_failure(struct journal *j, const char *path)
+{
+    uint64_t until = clock_ns() + 60 * NS_PER_S;
+    struct error err = {""};
+
+    while (journal_check(j, &err) == 0 && clock_ns() < until)
+        usleep(1000);
+    if (!strstr(err.text, path) || !strstr(err.text, strerror(EIO)))
+        fail_msg("%s", err.text);
+}
+
+static void await_free(struct journal *j)
+{
+    uint64_t until = clock_ns() + 60 * NS_PER_S;
+    struct journal_stats stats;
+
+    do {
+        usleep(1000);
+        journal_stats(j, &stats);
+    } while (stats.used_bytes && clock_ns() < until);
+}
+
+/* Nothing is committed, read or activated any more; the next start brings the images to the last epoch that was. */
+static void assert_given_up_and_mended(struct journal *j, uint64_t epoch, uint8_t *model[2])
+{
+    struct proto_block block = {.generation = 1001};
+    uint8_t entry[ENTRY_HEAD], page[PROTO_BLOCK_SIZE];
+    struct image_record rec;
+    uint64_t bases[2];
+    struct error err;
+
+    entry_put(entry, &(struct entry){.kind = ENTRY_ZERO, .length = 512});
+    assert_int_equal(journal_write(j, 9, entry, ENTRY_HEAD, &err), -1);
+    assert_int_equal(journal_end(j, 1009, &err), 0);
+    assert_int_equal(journal_commit(j, 9, &err), -1);
+    assert_int_equal(journal_read(j, &block, page, &err), -1);
+    assert_int_equal(journal_begin(j, infos, START_RESUME, &err), -1);
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), -1);
+    assert_int_equal(journal_activate(j, epoch, &err), -1);
+    assert_non_null(strstr(err.text, strerror(EIO)));
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(image_read(paths[i], &rec, &err), 1);
+        assert_int_equal(rec.role, IMAGE_REPLICA);
+    }
+    journal_close(j);
+    break_disk(NULL, 0, 0, 0);
+    j = open_journal(4);
+    journal_bases(j, infos, bases);
+    assert_true(bases[0] == 1000 + epoch && bases[1] == 1000 + epoch && journal_whole(j));
+    assert_true(images_are(model));
+    journal_close(j);
+}
+
+/* A hole in disk 0, and data on disk 1. */
+static size_t both_disks(uint8_t *out, uint8_t *model[2])
+{
+    struct entry hole = {.kind = ENTRY_TRIM, .length = 9000}, data = {.kind = ENTRY_WRITE, .disk = 1, .length = 4096};
+
+    entry_put(out, &hole);
+    entry_put(out + ENTRY_HEAD, &data);
+    memset(out + 2 * ENTRY_HEAD, 0xdd, data.length);
+    memset(model[0], 0, hole.length);
+    memset(model[1], 0xdd, data.length);
+    return ENTRY_HEAD + entry_size(data.kind, data.length);
+}
+
+static void test_errors_while_applying_end_the_replica_R4_R5(void **state)
+{
+    uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)};
+    static uint8_t buffer[2 * MIB];
+    char path[PATH_MAX];
+    const struct {
+        const char *path;
+        enum call call;
+        int after;
+    } cases[] = {{path, SYNCS, 0}, {paths[1], WRITES, 0}, {paths[0], CLEARS, 0}, {paths[1], SYNCS, 1}, {path, SYNCS, 1}};
+
+    (void)state;
+    for (unsigned n = 0; n < sizeof(cases) / sizeof(*cases); n++) {
+        bool first = cases[n].after; /* room is given back at once, behind the first epoch only */
+        uint64_t at = 1;
+        struct journal *j;
+        struct error err;
+
+        snprintf(path, sizeof(path), "%s.remus-journal", paths[0]);
+        memset(model[0], 0, DISK_SIZE);
+        memset(model[1], 0, DISK_SIZE);
+        j = open_journal(4);
+        assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+        if (!first) {
+            changes(at, buffer, model);
+            send(j, at++, 1001);
+            await_free(j);
+        }
+        break_disk(cases[n].path, cases[n].call, EIO, cases[n].after);
+        if (journal_write(j, at, buffer, both_disks(buffer, model), &err) < 0 ||
+            journal_end(j, 1000 + at, &err) < 0 || journal_commit(j, at, &err) < 0)
+            fail_msg("%s", err.text);
+        await_failure(j, cases[n].path);
+        if (n == 0) { /* R5: what is not durable in the journal is in no image */
+            memset(model[0], 0, DISK_SIZE);
+            memset(model[1], 0, DISK_SIZE);
+            changes(1, buffer, model);
+            assert_true(images_are(model));
+            both_disks(buffer, model);
+        }
+        assert_given_up_and_mended(j, at, model);
+        tear_down(NULL);
+        set_up(NULL);
+    }
+    free(model[0]);
+    free(model[1]);
+}
+
+/* Before the mark of an epoch, or of none, is written, the images are durable. */
+static void test_errors_while_synchronising_are_told_R2_R5(void **state)
+{
+    static uint8_t buffer[2 * MIB];
+    struct journal *j = open_journal(4);
+    uint64_t bases[2];
+    struct error err;
+    size_t length = changes(1, buffer, NULL);
+
+    (void)state;
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+    assert_int_equal(journal_write(j, 0, buffer, length, &err), 0);
+    assert_int_equal(journal_end(j, 1001, &err), 0);
+    break_disk(paths[1], SYNCS, EIO, 0);
+    assert_int_equal(journal_commit(j, 1, &err), -1);
+    assert_false(journal_whole(j));
+    journal_close(j);
+    break_disk(NULL, 0, 0, 0);
+    j = open_journal(4);
+    journal_bases(j, infos, bases);
+    assert_true(bases[0] == 0 && !journal_whole(j));
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+    break_disk(paths[0], WRITES, ENOSPC, 0);
+    entry_put(buffer, &(struct entry){.kind = ENTRY_WRITE, .length = 4096});
+    assert_int_equal(journal_write(j, 0, buffer, entry_size(ENTRY_WRITE, 4096), &err), -1);
+    assert_non_null(strstr(err.text, strerror(ENOSPC)));
+    break_disk(NULL, 0, 0, 0);
+    send(j, 1, 1001);
+    await_free(j);
+    for (unsigned i = 0; i < 2; i++) { /* not of the old epoch any more: not before that is durable */
+        char path[PATH_MAX];
+
+        snprintf(path, sizeof(path), "%s%s", paths[0], i ? ".remus-journal" : "");
+        break_disk(path, SYNCS, EIO, 0);
+        assert_int_equal(journal_begin(j, infos, START_ANEW, &err), -1);
+        journal_close(j);
+        break_disk(NULL, 0, 0, 0);
+        j = open_journal(4);
+        journal_bases(j, infos, bases);
+        assert_true(i || (bases[0] == 1001 && journal_whole(j)));
+    }
+    journal_close(j);
+}
+
+/* Not every file system makes holes, nor every device zeros of less than its sector. */
+static void test_zeros_are_written_where_none_can_be_made_R5(void **state)
+{
+    uint8_t *model[2] = {calloc(1, DISK_SIZE), calloc(1, DISK_SIZE)};
+    static uint8_t buffer[2 * MIB];
+    struct journal *j = open_journal(4);
+    struct error err;
+    struct entry e = {.kind = ENTRY_TRIM, .length = 200000, .offset = 512};
+
+    (void)state;
+    assert_int_equal(journal_begin(j, infos, START_ANEW, &err), 0);
+    for (unsigned i = 1; i <= 2; i++) {
+        break_disk(paths[0], CLEARS, i == 1 ? EOPNOTSUPP : EINVAL, 0);
+        changes(i, buffer, model);
+        send(j, i, 1000 + i);
+    }
+    entry_put(buffer, &e);
+    memset(model[0] + e.offset, 0, e.length);
+    assert_int_equal(journal_write(j, 3, buffer, ENTRY_HEAD, &err), 0);
+    assert_int_equal(journal_end(j, 1003, &err), 0);
+    assert_int_equal(journal_commit(j, 3, &err), 0);
+    journal_close(j);
+    assert_true(images_are(model));
+    free(model[0]);
+    free(model[1]);
+}
+
 static void commit_one(void)
 {
     struct journal *j = open_journal(4);
@@ -1190,6 +1429,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_crash_at_each_step_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_uncommitted_changes_never_reach_the_images_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_errors_while_applying_end_the_replica_R4_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_errors_while_synchronising_are_told_R2_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_zeros_are_written_where_none_can_be_made_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_image_that_is_gone_is_no_base_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_old_epoch_is_kept_until_the_next_is_whole_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_torn_end_of_the_journal_never_counts_R4_R5, set_up, tear_down),

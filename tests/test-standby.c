@@ -40,18 +40,19 @@ static char folder[32];
 static struct standby *standby;
 static struct link *primary;
 static struct records records;
+static const char *profile; /* of the primary's machine */
 static size_t made; /* where the last checkpoint begins in them */
 static uint8_t guest[PAGES * PAGE_SIZE];
 
 /* --- the platform, in place of vm/platform.c --- */
 
-static int replica_open(struct replica **r, const struct vm_config *c, uint64_t pages, const char *profile,
+static int replica_open(struct replica **r, const struct vm_config *c, uint64_t pages, const char *machine,
                         const struct buffer *description, struct error *err)
 {
     (void)c;
     (void)description;
-    if (strcmp(profile, "noted") != 0)
-        return error_set(err, "profile %s", profile);
+    if (strcmp(machine, "noted") != 0)
+        return error_set(err, "profile %s", machine);
     memset(noted.memory, 0, sizeof(noted.memory));
     *r = &noted.replica;
     assert_int_equal(pages, PAGES);
@@ -145,6 +146,7 @@ static int setup(void **state)
                              .guest_bridge = (char *)"", .services = (char *)"",
                              .takeover = TAKEOVER_AUTOMATIC};
     records_init(&records, PAGES, PAGE_CODEC_LZ4);
+    profile = "noted";
     start();
     return 0;
 }
@@ -202,13 +204,14 @@ static int dial(uint64_t session, uint32_t flags, uint64_t *committed)
 {
     struct proto_hello hello = {.version_min = PROTO_VERSION_MIN, .version_max = PROTO_VERSION_MAX, .session = session,
                                 .flags = flags, .pages = PAGES, .page_size = PAGE_SIZE, .heartbeat_ms = 20,
-                                .timeout_ms = 30000, .vm = "v", .platform = "noted", .profile = "noted"};
+                                .timeout_ms = 30000, .vm = "v", .platform = "noted"};
     struct proto_welcome welcome;
     struct proto_notice notice;
     struct chan *ends[2];
     struct record rec;
     struct error err;
 
+    strcpy(hello.profile, profile);
     assert_int_equal(mem_chan_pair(ends, 1 << 20), 0);
     hang_up();
     primary = link_new(ends[0]);
@@ -270,6 +273,13 @@ static void commit(uint64_t epoch)
     assert_int_equal(hear(&rec), PROTO_ACK);
     assert_int_equal(rec.epoch, epoch);
     while (view().epoch != epoch)
+        usleep(500);
+}
+
+/* On the first link of a test. */
+static void wait_until_heard(void)
+{
+    while (view().bytes < link_bytes_sent(primary))
         usleep(500);
 }
 
@@ -352,8 +362,11 @@ static void r7_handover_of_what_is_held(void **state)
     /* From here on it runs here, whatever the old primary says. */
     make_checkpoint(3, 3);
     send_but(0);
+    wait_until_heard();
+    assert_int_equal(noted.memory[PAGE_SIZE], 2);
     assert_int_equal(link_send_notice(primary, PROTO_GOODBYE, 0, "bye"), 0);
     assert_int_equal(link_send_empty(primary, PROTO_HANDOVER, 9), 0);
+    wait_until_heard();
     hang_up();
     for (uint64_t session = SESSION; session <= OTHER; session++)
         assert_int_equal(dial(session, 0, &(uint64_t){0}), REFUSE_ACTIVE);
@@ -419,6 +432,43 @@ static void r2_r4_the_same_session_comes_back(void **state)
     wait_for(DT_SUSPECT);
     assert_int_equal(standby_takeover(standby, &(struct error){""}), 0);
     expect_takeover('3');
+}
+
+/* Of the pages that are overwritten only so many can be kept: when there are more, there is nothing to take over (R9). */
+static void r4_r7_more_than_can_be_kept(void **state)
+{
+    (void)state;
+    without_takeover();
+    connect_primary(0);
+    commit(1);
+    assert_int_equal(connect_primary(HELLO_RESYNC | HELLO_HELD), 0);
+    wait_for(DT_READY);
+    memset(guest, 7, sizeof(guest));
+    made = records.count;
+    records_pages(&records, 0, guest, (uint64_t[]){0, 1, 2, 3}, PAGES / 2);
+    send_but(0);
+    wait_for(DT_SYNCING);
+    assert_int_equal(view().epoch, 0);
+    assert_int_equal(standby_takeover(standby, &(struct error){""}), -1);
+    assert_int_equal(link_send_empty(primary, PROTO_HANDOVER, 1), 0);
+    expect_refusal(PROTO_REFUSE, REFUSE_PROTOCOL);
+    wait_for(DT_WAITING);
+    assert_int_equal(noted.closed, noted.opened);
+    assert_int_equal(noted.activated, 0);
+}
+
+/* What was prepared for it goes, and the next one is welcome. */
+static void r10_a_machine_that_cannot_be_here(void **state)
+{
+    uint64_t committed;
+
+    (void)state;
+    profile = "another";
+    assert_int_equal(dial(SESSION, 0, &committed), REFUSE_RESOURCES);
+    assert_int_equal(view().state, DT_WAITING);
+    profile = "noted";
+    assert_int_equal(dial(OTHER, 0, &committed), 0);
+    assert_int_equal(committed, 0);
 }
 
 static void r1_r7_a_checkpoint_that_counts_no_more(void **state)
@@ -598,6 +648,8 @@ int main(void)
         TEST(r7_handover_of_what_is_held),
         TEST(r7_handover_of_what_is_not_held),
         TEST(r2_r4_the_same_session_comes_back),
+        TEST(r4_r7_more_than_can_be_kept),
+        TEST(r10_a_machine_that_cannot_be_here),
         TEST(r1_r7_a_checkpoint_that_counts_no_more),
         TEST(r7_another_session),
         TEST(r7_a_guest_that_ran_here),
