@@ -660,6 +660,7 @@ static void test_damaged_record_is_refused_R10(void **state)
 {
     char record[PATH_MAX];
     struct error err;
+    uint8_t octet;
     int fd;
 
     (void)state;
@@ -667,7 +668,9 @@ static void test_damaged_record_is_refused_R10(void **state)
     assert_int_equal(image_take(paths[0], &err), 0);
     image_record_path(paths[0], record);
     fd = open(record, O_RDWR);
-    assert_int_equal(pwrite(fd, "\x55", 1, 21), 1);
+    assert_int_equal(pread(fd, &octet, 1, 21), 1);
+    octet ^= 0x55; /* of the id, which is random */
+    assert_int_equal(pwrite(fd, &octet, 1, 21), 1);
     close(fd);
     assert_int_equal(image_take(paths[0], &err), -1);
     assert_non_null(strstr(err.text, record));
@@ -1094,6 +1097,30 @@ static void commit_one(void)
     journal_close(j);
 }
 
+/* One image is valid, so all are; with none, none becomes so. */
+static void test_activation_that_was_cut_short_is_finished_R5(void **state)
+{
+    char *images[] = {paths[0], paths[1]};
+    struct error err;
+
+    (void)state;
+    commit_one();
+    for (unsigned valid = 0; valid < 2; valid++) {
+        if (valid) {
+            assert_int_equal(image_validate(paths[1], 7, &err), 0);
+            assert_int_equal(journal_recover(images, 2, false, &err), -1);
+        }
+        assert_int_equal(journal_recover(images, 2, true, &err), 1);
+        for (unsigned i = 0; i < 2; i++) {
+            struct image_record rec;
+
+            assert_int_equal(image_read(paths[i], &rec, &err), 1);
+            assert_int_equal(rec.role, valid ? IMAGE_VALID : IMAGE_REPLICA);
+            assert_int_equal(rec.epoch, valid ? 7 : 0);
+        }
+    }
+}
+
 /* An image that is lost or replaced while nobody looks has nothing of what the journal beside the first knows of it. */
 static void test_image_that_is_gone_is_no_base_R5(void **state)
 {
@@ -1432,6 +1459,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_errors_while_applying_end_the_replica_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_errors_while_synchronising_are_told_R2_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_zeros_are_written_where_none_can_be_made_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_activation_that_was_cut_short_is_finished_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_image_that_is_gone_is_no_base_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_old_epoch_is_kept_until_the_next_is_whole_R4_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_torn_end_of_the_journal_never_counts_R4_R5, set_up, tear_down),

@@ -49,13 +49,13 @@ static void stream_as_specified(void **state)
     assert_int_equal(stream_put_begin(&b), 0);
     check(&b, begin, sizeof(begin) - 1);
     buffer_clear(&b);
-    assert_int_equal(stream_put_head(&b, 4, 17), 0);
+    assert_int_equal(stream_put_head(&b, false, 4, 17), 0);
     check(&b, head, sizeof(head) - 1);
     buffer_clear(&b);
     assert_int_equal(stream_put_record(&b, STREAM_HVM_PARAMS, "abc", 3), 0);
     check(&b, record, sizeof(record) - 1);
     buffer_clear(&b);
-    assert_int_equal(stream_put_pages(&b, 0x1234, 2), 0);
+    assert_int_equal(stream_put_pages(&b, 0x1234, 2, NULL), 0);
     check(&b, pages, sizeof(pages) - 1);
     buffer_clear(&b);
     assert_int_equal(stream_put_end(&b), 0);
@@ -65,18 +65,28 @@ static void stream_as_specified(void **state)
 
 static void put_head(struct buffer *head)
 {
-    assert_int_equal(stream_put_head(head, 4, 17), 0);
+    assert_int_equal(stream_put_head(head, false, 4, 17), 0);
     assert_int_equal(stream_put_record(head, STREAM_CPUID_POLICY, "0123456789abcdef01234567", 24),
                      0);
     assert_int_equal(stream_put_record(head, STREAM_MSR_POLICY, "0123456789abcdef", 16), 0);
     assert_int_equal(stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0), 0);
 }
 
-static void description(struct buffer *b, struct xen_range *ranges, unsigned count)
+static void put_pv_head(struct buffer *head)
+{
+    assert_int_equal(stream_put_head(head, true, 4, 17), 0);
+    assert_int_equal(stream_put_record(head, STREAM_PV_INFO, "\10\4\0\0\0\0\0\0", 8), 0);
+    assert_int_equal(stream_put_record(head, STREAM_CPUID_POLICY, "0123456789abcdef01234567", 24), 0);
+    assert_int_equal(stream_put_record(head, STREAM_MSR_POLICY, "", 0), 0);
+    assert_int_equal(stream_put_record(head, STREAM_STATIC_DATA_END, NULL, 0), 0);
+    assert_int_equal(stream_put_record(head, STREAM_PV_P2M_FRAMES, "\0\0\0\0\377\0\0\0abcdefgh", 16), 0);
+}
+
+static void describe(struct buffer *b, bool pv, struct xen_range *ranges, unsigned count)
 {
     struct buffer head = {0};
 
-    put_head(&head);
+    (pv ? put_pv_head : put_head)(&head);
     assert_int_equal(xen_machine_put(b,
                                      &(struct xen_machine){
                                          .pages = 1000,
@@ -89,6 +99,11 @@ static void description(struct buffer *b, struct xen_range *ranges, unsigned cou
                                      }),
                      0);
     buffer_free(&head);
+}
+
+static void description(struct buffer *b, struct xen_range *ranges, unsigned count)
+{
+    describe(b, false, ranges, count);
 }
 
 static struct xen_range good_ranges[] = {{0, 100}, {100, 1}, {990, 10}};
@@ -107,6 +122,15 @@ static void description_there_and_back(void **state)
     assert_memory_equal(m.ranges, good_ranges, sizeof(good_ranges));
     assert_int_equal(xen_machine_present(&m), 111);
     assert_int_equal(m.config_length, 2);
+    assert_false(m.pv);
+    xen_machine_free(&m);
+    buffer_clear(&b);
+    describe(&b, true, good_ranges, 3);
+    assert_int_equal(xen_machine_get(&m, b.data, b.len, &err), 0);
+    assert_true(m.pv);
+    xen_machine_free(&m);
+    b.data[28 + 48 + 24] = 2; /* the head of a PVH domain, with what only a PV domain has */
+    assert_int_equal(xen_machine_get(&m, b.data, b.len, &err), -1);
     xen_machine_free(&m);
     buffer_free(&b);
 }
@@ -166,17 +190,76 @@ static void r10_states_refused(void **state)
     (void)state;
     for (size_t i = 0; i < 3; i++)
         stream_put_record(&b, types[i], "0123456789", 10);
-    assert_int_equal(stream_check_state(b.data, b.len, &err), 0);
+    assert_int_equal(stream_check_state(b.data, b.len, false, &err), 0);
     for (size_t len = 0; len < b.len; len++)
-        assert_int_equal(stream_check_state(b.data, len, &err), -1);
+        assert_int_equal(stream_check_state(b.data, len, false, &err), -1);
     b.data[4] = 0xff;
-    assert_int_equal(stream_check_state(b.data, b.len, &err), -1);
+    assert_int_equal(stream_check_state(b.data, b.len, false, &err), -1);
     b.data[4] = 10;
     stream_put_record(&b, STREAM_TSC_INFO, "", 0); /* a second one */
-    assert_int_equal(stream_check_state(b.data, b.len, &err), -1);
+    assert_int_equal(stream_check_state(b.data, b.len, false, &err), -1);
     b.len -= 8;
     stream_put_record(&b, STREAM_PAGE_DATA, "", 0); /* pages come by other ways */
-    assert_int_equal(stream_check_state(b.data, b.len, &err), -1);
+    assert_int_equal(stream_check_state(b.data, b.len, false, &err), -1);
+    buffer_free(&b);
+}
+
+static const uint8_t types[] = {0, 0, 0, 1, 9, 9, 15, 15, 4, 13, 14, 0};
+#define PAGES (sizeof(types))
+
+static void put_pv_state(struct buffer *b)
+{
+    assert_int_equal(stream_put_types(b, types, PAGES), 0);
+    stream_put_record(b, STREAM_TSC_INFO, "0123456789", 10);
+    stream_put_record(b, STREAM_SHARED_INFO, "0123456789", 10);
+    for (int processor = 0; processor < 2; processor++)
+        for (unsigned type = STREAM_PV_VCPU_BASIC; type <= STREAM_PV_VCPU_XSAVE; type++)
+            stream_put_record(b, type, "0123456789", 10);
+}
+
+/* What pages are there and which of them are tables goes with the checkpoint. */
+static void r4_types_of_pv_pages(void **state)
+{
+    struct buffer b = {0};
+    uint8_t back[PAGES];
+    struct error err;
+    size_t length;
+
+    (void)state;
+    put_pv_state(&b);
+    assert_int_equal(stream_check_state(b.data, b.len, true, &err), 0);
+    assert_int_equal(stream_get_types(b.data, back, PAGES, &length, &err), 0);
+    assert_memory_equal(back, types, PAGES);
+    assert_int_equal(b.data[length], STREAM_TSC_INFO);
+    buffer_clear(&b);
+    assert_int_equal(stream_put_pages(&b, 1, 4, (const uint8_t[]){0, 1, 9, 15}), 0);
+    /* its length is with three pages, which the caller puts behind it */
+    check(&b, (uint8_t[]){1, 0, 0, 0, 40, 0x30, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0x10,
+                          3, 0, 0, 0, 0, 0, 0, 0x90, 4, 0, 0, 0, 0, 0, 0, 0xf0}, 48);
+    buffer_free(&b);
+}
+
+static void r10_pv_states_refused(void **state)
+{
+    uint8_t back[PAGES + 1];
+    struct buffer b = {0};
+    struct error err;
+    size_t length;
+
+    (void)state;
+    put_pv_state(&b);
+    for (size_t len = 0; len < b.len; len++)
+        if (stream_check_state(b.data, len, true, &err) == 0) /* only processors may be missing, as a whole */
+            assert_true(len >= 40 + 3 * 24 && (len - 40) % 24 == 0);
+    assert_int_equal(stream_check_state(b.data, b.len, false, &err), -1);
+    assert_int_equal(stream_get_types(b.data, back, PAGES + 1, &length, &err), -1);
+    assert_int_equal(stream_get_types(b.data, back, PAGES - 1, &length, &err), -1);
+    stream_put_record(&b, STREAM_TYPES, "", 0); /* a second one */
+    assert_int_equal(stream_check_state(b.data, b.len, true, &err), -1);
+    buffer_clear(&b);
+    stream_put_record(&b, STREAM_TSC_INFO, "", 0);
+    put_pv_state(&b);
+    assert_int_equal(stream_check_state(b.data, b.len, true, &err), -1);
     buffer_free(&b);
 }
 
@@ -235,6 +318,8 @@ int main(void)
         cmocka_unit_test(description_there_and_back),
         cmocka_unit_test(r10_descriptions_refused),
         cmocka_unit_test(r10_states_refused),
+        cmocka_unit_test(r4_types_of_pv_pages),
+        cmocka_unit_test(r10_pv_states_refused),
         cmocka_unit_test(processors_compared),
     };
 

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -53,6 +54,20 @@ const struct replica_ops *replica_platform(const char *name)
         if (strcmp(replica_platforms[i]->name, name) == 0)
             return replica_platforms[i];
     return NULL;
+}
+
+uint64_t vm_memory_available(void)
+{
+    FILE *f = fopen("/proc/meminfo", "re");
+    uint64_t kib = 0;
+    char line[128];
+
+    while (f && !kib && fgets(line, sizeof(line), f))
+        if (sscanf(line, "MemAvailable: %" SCNu64, &kib) != 1)
+            kib = 0;
+    if (f)
+        fclose(f);
+    return kib ? kib << 10 : UINT64_MAX;
 }
 
 int vm_net_paths(const struct vm_config *cfg, char guest[108], char port[108])

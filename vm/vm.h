@@ -162,6 +162,9 @@ struct replica_ops {
 /* NBD socket of the guest's disks (disk/server.h): export N is disk N.  As vm_net_paths. */
 int vm_disk_path(const struct vm_config *cfg, char path[108]);
 
+/* Octets that this host has left for programs; UINT64_MAX when it does not tell. */
+uint64_t vm_memory_available(void);
+
 /* Asks all platforms to adopt the guest; err: why the last of them does not. */
 int vm_adopt(const char *run_dir, const char *name, const char **platform, uint64_t *memory_bytes, struct error *err);
 

@@ -19,7 +19,7 @@ KERNEL_GATE = ('vif = rx0', f'mac = "{MAC}"', 'guest-bridge = xenbr0')
 IMAGE = f'/root/{GUEST}.img'
 
 
-def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramdisk='guest.cpio.gz', disk=False, stock=False):
+def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramdisk='guest.cpio.gz', disk=False, stock=False, kind='pvh'):
     """stock: as xl's manual has it, without anything of remusd."""
     vif = f"vif = ['mac={MAC},bridge={'xenbr0' if stock else 'rx0-guest,script=vif-remus'}']" if network else ''
     if disk:
@@ -27,7 +27,7 @@ def guest_config(hosts, extra='lab.load=16,300', memory=128, network=False, ramd
     for host in hosts:
         host.write(f'/root/{GUEST}.cfg', f'''
 name = "{GUEST}"
-type = "pvh"
+type = "{kind}"
 kernel = "/lab/vmlinux"
 ramdisk = "/lab/{ramdisk}"
 memory = {memory}
@@ -138,9 +138,9 @@ def goes_on(host, ticks):
     return first
 
 
-def takeover(hosts):
+def takeover(hosts, kind='pvh'):
     """The primary host loses its power; the backup takes over, and the guest's memory is right."""
-    guest_config(hosts)
+    guest_config(hosts, kind=kind)
     start_guest(hosts[0])
     start_daemons(hosts)
     protect(hosts)
@@ -158,6 +158,16 @@ def takeover(hosts):
         raise LabError(f'domains left over:\n{hosts[1].run("xl list")}')
     say(f'guest goes on at tick {first}; pause {json.dumps(before["pause_ms"])}')
     steps(hosts[1], after['takeover'], 'no devices')
+
+
+def pv(hosts):
+    """The same with a PV domain, on a Xen whose log-dirty mode works for it (R4)."""
+    for host in hosts:
+        if 'shadow' not in host.run('xl info virt_caps').split():
+            raise LabError(f'the Xen of host {host.number} has no shadow paging: say LAB_XEN=$(tests/lab/xen-shadow)')
+    takeover(hosts, 'pv')
+    if '"type": "pv"' not in hosts[1].run(f'xl list -l {GUEST}'):
+        raise LabError(f'what runs on the backup is no PV domain:\n{hosts[1].run(f"xl list -l {GUEST}")}')
 
 
 def restart_guest(hosts):
@@ -663,6 +673,12 @@ def bad_input(hosts):
         raise LabError('the request to suspend was not taken back')
     hosts[0].run(f'xl destroy {GUEST}')
 
+    if 'shadow' not in hosts[0].run('xl info virt_caps').split():
+        guest_config(hosts, kind='pv')
+        hosts[0].run(f'rm -f /var/log/xen/guest-{GUEST}*')
+        start_guest(hosts[0])
+        refused(hosts, 'CONFIG_SHADOW_PAGING')
+
 
 def log_dirty(hosts):
     """xl remus takes log-dirty mode away from a protected domain (R8): noticed before the next checkpoint, and undone later."""
@@ -957,7 +973,9 @@ def explain(hosts):
 ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'network-kernel': network_kernel,
        'network-learned': network_learned, 'learned': learned, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
-       'devices': devices, 'comeback': comeback, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'xenstored': xenstored}
+       'devices': devices, 'comeback': comeback, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'pv': pv,
+       'xenstored': xenstored}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
            'compare-xl-database': compare_xl_database}
 MORE = {'kills': kills, 'demo': demo, **COMPARE}  # only by name
+SHADOW = {'pv'}  # want a Xen with shadow paging, tests/lab/xen-shadow

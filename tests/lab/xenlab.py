@@ -43,10 +43,11 @@ def free_port():
 
 
 class Host:
-    """One Xen host.  Files in its folder: pid, port, serial.log, qmp."""
+    """One Xen host.  Files in its folder: pid, port, serial.log, qmp.  $LAB_XEN: another hypervisor, an unpacked ELF."""
 
-    def __init__(self, number, folder, image):
+    def __init__(self, number, folder, image, xen=None):
         self.number, self.image = number, image
+        self.xen = os.environ.get('LAB_XEN') or xen or f'{image}/xen'
         self.folder = os.path.join(folder, str(number))
         self.link = os.path.join(folder, f'link-{number}')
         self.peer_link = os.path.join(folder, f'link-{3 - number}')
@@ -92,7 +93,7 @@ class Host:
             '-nodefaults', '-display', 'none', '-no-reboot',
             '-chardev', f'file,id=serial,path={self.path("serial.log")}', '-serial', 'chardev:serial',
             '-qmp', f'unix:{self.path("qmp")},server=on,wait=off',
-            '-kernel', f'{image}/xen', '-append',
+            '-kernel', self.xen, '-append',
             f'console=com1 com1=115200,8n1 dom0_mem={dom0_memory}M,max:{dom0_memory}M loglvl=all noreboot',
             '-initrd', f'{image}/vmlinux console=hvc0 root=/dev/vda mitigations=off net.ifnames=0 '
                        f'lab.id={self.number},{image}/initrd',

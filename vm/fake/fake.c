@@ -537,20 +537,6 @@ static void fake_replica_close(struct replica *r)
     free(f);
 }
 
-static uint64_t memory_available(void)
-{
-    FILE *f = fopen("/proc/meminfo", "re");
-    char line[128];
-    uint64_t kib = 0;
-
-    while (f && !kib && fgets(line, sizeof(line), f))
-        if (sscanf(line, "MemAvailable: %" SCNu64, &kib) != 1)
-            kib = 0;
-    if (f)
-        fclose(f);
-    return kib << 10;
-}
-
 static int check_profile(const struct vm_config *cfg, uint64_t pages, const char *profile, struct error *err)
 {
     char ours[VM_PROFILE_MAX + 1];
@@ -564,7 +550,7 @@ static int check_profile(const struct vm_config *cfg, uint64_t pages, const char
 
 static int check_room(const struct vm_config *cfg, struct error *err)
 {
-    uint64_t room = memory_available();
+    uint64_t room = vm_memory_available();
 
     if (room < cfg->memory_bytes)
         return error_set(err, "the replica needs %" PRIu64 " MiB, this host has %" PRIu64

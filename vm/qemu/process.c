@@ -187,24 +187,9 @@ int qemu_attach(struct qemu *qemu, const struct vm_config *cfg, struct error *er
     return 1;
 }
 
-static uint64_t memory_available(void)
-{
-    FILE *f = fopen("/proc/meminfo", "re");
-    unsigned long long kib = 0;
-    char line[128];
-
-    if (!f)
-        return UINT64_MAX;
-    while (fgets(line, sizeof(line), f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    fclose(f);
-    return kib ? (uint64_t)kib * 1024 : UINT64_MAX;
-}
-
 int qemu_check_room(uint64_t memory_bytes, struct error *err)
 {
-    uint64_t available = memory_available(), free_bytes;
+    uint64_t available = vm_memory_available(), free_bytes;
     struct statfs fs;
 
     if (statfs(RAM_DIR, &fs) < 0 || fs.f_type != TMPFS_MAGIC)

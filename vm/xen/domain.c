@@ -188,14 +188,14 @@ void xen_version(struct xen_domain *d, unsigned *major, unsigned *minor)
     *minor = (unsigned)version & 0xffff;
 }
 
-int xen_profile(struct xen_domain *d, char profile[VM_PROFILE_MAX + 1], struct error *err)
+int xen_profile(struct xen_domain *d, bool pv, char profile[VM_PROFILE_MAX + 1], struct error *err)
 {
     unsigned major, minor;
 
     xen_version(d, &major, &minor);
     if (major == 0)
         return error_set(err, "Xen does not tell its version");
-    snprintf(profile, VM_PROFILE_MAX + 1, "xen %u.%u pvh", major, minor);
+    snprintf(profile, VM_PROFILE_MAX + 1, "xen %u.%u %s", major, minor, pv ? "pv" : "pvh");
     return 0;
 }
 
@@ -255,7 +255,7 @@ int xen_policy_check(struct xen_domain *d, const struct xen_machine *m, struct e
     unsigned n;
 
     _Static_assert(sizeof(*p.leaves) == POLICY_LEAF, "as in the stream");
-    if (get_policy(d, XEN_SYSCTL_cpu_policy_hvm_max, &p, err) < 0)
+    if (get_policy(d, m->pv ? XEN_SYSCTL_cpu_policy_pv_max : XEN_SYSCTL_cpu_policy_hvm_max, &p, err) < 0)
         return -1;
     leaves = stream_find(m->head, m->head_length, STREAM_CPUID_POLICY, &length);
     n = policy_missing(leaves, length, (const uint8_t *)p.leaves, p.leaf_count * sizeof(*p.leaves), text, sizeof(text));

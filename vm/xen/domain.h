@@ -52,12 +52,12 @@ int xen_domain_check(const struct xen_domain *d, const struct vm_config *cfg, st
 /* Ends the domain with all that libxl knows of it. */
 int xen_domain_destroy(struct xen_domain *d, struct error *err);
 
-/* "xen 4.17 pvh": hosts whose profiles are equal can hold each other's replicas.  The processors'
+/* "xen 4.17 pvh", or pv: hosts whose profiles are equal can hold each other's replicas.  The processors'
  * features are compared by Xen, from the description. */
-int xen_profile(struct xen_domain *d, char profile[VM_PROFILE_MAX + 1], struct error *err);
+int xen_profile(struct xen_domain *d, bool pv, char profile[VM_PROFILE_MAX + 1], struct error *err);
 void xen_version(struct xen_domain *d, unsigned *major, unsigned *minor);
 
-/* Appends the domain's CPU policy to a stream's head, or that of a new domain on this host when id is 0. */
+/* Appends the domain's CPU policy to a stream's head, or that of a new PVH domain on this host when id is 0. */
 int xen_policy_put(struct xen_domain *d, struct buffer *head, struct error *err);
 /* Can this host give a domain that policy?  head: of a machine that xen_machine_get() has checked. */
 int xen_policy_check(struct xen_domain *d, const struct xen_machine *m, struct error *err);

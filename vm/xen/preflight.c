@@ -93,22 +93,26 @@ int xen_describe(const struct vm_config *cfg, uint64_t *pages, char profile[VM_P
     __attribute__((cleanup(buffer_free))) struct buffer head = {0};
     struct xen_range all = {0, cfg->memory_bytes / PAGE_SIZE};
     struct xen_machine m = {.ranges = &all, .range_count = 1, .config = "{}", .config_length = 2};
+    static const uint32_t pv_info[2] = {8 | 4 << 8}; /* width and levels of a 64-bit guest */
     unsigned major, minor;
     struct xen_domain d;
     xc_dominfo_t info;
+    bool pv = false;
     int rc = -1;
 
     if (xen_domain_connect(&d, err) < 0)
         return -1;
     d.id = xen_domain_find(&d, cfg->name);
-    if (d.id && xen_domain_info(&d, &info))
+    if (d.id && xen_domain_info(&d, &info)) {
         all.count = info.nr_pages;
+        pv = !info.hvm;
+    }
     if (all.count == 0) /* nobody knows yet */
         all.count = 1;
     m.pages = *pages = all.count;
     xen_version(&d, &major, &minor);
-    if (xen_profile(&d, profile, err) == 0 && stream_put_head(&head, major, minor) == 0 &&
-        xen_policy_put(&d, &head, err) == 0) {
+    if (xen_profile(&d, pv, profile, err) == 0 && stream_put_head(&head, pv, major, minor) == 0 &&
+        (!pv || stream_put_record(&head, STREAM_PV_INFO, pv_info, sizeof(pv_info)) == 0) && xen_policy_put(&d, &head, err) == 0) {
         m.head = head.data;
         m.head_length = head.len;
         rc = xen_machine_put(description, &m) < 0 ? error_set(err, "no memory") : 0;

@@ -33,6 +33,7 @@ struct xen_replica {
     int stream, answer; /* pipes to and from it */
     int log;
     bool active;
+    bool pv;            /* memory is a copy of ours, which the domain gets at its takeover */
     struct vm_facts facts;
 };
 
@@ -131,7 +132,7 @@ static int feed_pages(struct xen_replica *x, const struct xen_machine *m, uint64
             uint64_t left = m->ranges[i].count - done;
             unsigned n = left < STREAM_PAGES_MAX ? (unsigned)left : STREAM_PAGES_MAX;
 
-            if (stream_put_pages(&b, m->ranges[i].first + done, n) < 0)
+            if (stream_put_pages(&b, m->ranges[i].first + done, n, NULL) < 0)
                 return error_set(err, "no memory");
             if (feed(x, b.data, b.len, deadline, err) < 0)
                 return -1;
@@ -173,7 +174,7 @@ static int check_room(struct xen_replica *x, uint64_t pages, const struct xen_ma
 
     if (pages != m->pages)
         return error_set(err, "HELLO has %" PRIu64 " pages, its MACHINE %" PRIu64, pages, m->pages);
-    if (xen_profile(&x->domain, here, err) < 0)
+    if (xen_profile(&x->domain, m->pv, here, err) < 0)
         return -1;
     if (strcmp(here, profile) != 0)
         return error_set(err, "the primary's domain is \"%.100s\", this host can run \"%s\"",
@@ -185,6 +186,9 @@ static int check_room(struct xen_replica *x, uint64_t pages, const struct xen_ma
                          "the domain has %" PRIu64 " MiB, its section here says %" PRIu64
                          ": make memory equal, or leave it out",
                          want >> 8, x->cfg->memory_bytes >> 20);
+    if (m->pv && vm_memory_available() / PAGE_SIZE < want)
+        return error_set(err, "the replica of a PV domain waits in dom0: it needs %" PRIu64 " MiB there, %" PRIu64 " MiB are available",
+                         want >> 8, vm_memory_available() >> 20);
     if (xc_physinfo(x->domain.xc, &physical) < 0)
         return error_set(err, "Xen's memory: %s", strerror(errno));
     if (physical.free_pages < want + XEN_KEEPS_PAGES)
@@ -280,11 +284,11 @@ static int prepare(struct xen_replica *x, const struct xen_machine *m, struct er
         wait_for_memory(x, xen_machine_present(m), deadline, err) < 0 ||
         await_answer(x, "prepared\n", deadline, err) < 0)
         return -1;
-    x->replica.memory = xen_domain_map(&x->domain, m->pages, m->ranges, m->range_count, true, err);
+    x->replica.memory = xen_domain_map(&x->domain, m->pages, m->ranges, x->pv ? 0 : m->range_count, true, err);
     if (!x->replica.memory)
         return -1;
     xen_facts_of(&x->facts, x->domain.id);
-    for (unsigned i = 0; i < m->range_count; i++)
+    for (unsigned i = 0; !x->pv && i < m->range_count; i++)
         memset(x->replica.memory + m->ranges[i].first * PAGE_SIZE, 0,
                m->ranges[i].count * PAGE_SIZE);
     return 0;
@@ -300,17 +304,20 @@ static void replica_check(const struct vm_config *cfg, uint64_t pages, const cha
     struct error err;
 
     (void)pages;
-    (void)here;
     if (xen_domain_connect(&d, &err) < 0) /* xen_preflight says it */
         return;
-    if (xen_profile(&d, ours, &err) < 0 || strcmp(ours, profile) != 0)
+    if (xen_machine_get(&m, description->data, description->len, &err) < 0)
+        preflight_lacks(lacks, "install the same remusd on both hosts", "%s", err.text);
+    else if (xen_profile(&d, m.pv, ours, &err) < 0 || strcmp(ours, profile) != 0)
         preflight_lacks(lacks, "boot the same version of Xen on both hosts",
                         "the primary's domain is \"%.100s\", the backup can run \"%s\"", profile, ours);
-    else if (xen_machine_get(&m, description->data, description->len, &err) < 0)
-        preflight_lacks(lacks, "install the same remusd on both hosts", "%s", err.text);
     else if (xen_policy_check(&d, &m, &err) < 0)
         preflight_lacks(lacks, "mask it for the guest: cpuid = \"host,FEATURE=0\" in xl.cfg, and xl create anew; or protect it from the other host",
                         "%s", err.text);
+    if (m.pv && !here && vm_memory_available() / PAGE_SIZE < xen_machine_present(&m))
+        preflight_lacks(lacks, "give dom0 more memory (dom0_mem=)",
+                        "the replica of a PV domain waits in dom0: it needs %" PRIu64 " MiB there, %" PRIu64 " MiB are available",
+                        xen_machine_present(&m) >> 8, vm_memory_available() >> 20);
     if (m.ranges && cfg->memory_bytes && xen_machine_present(&m) > cfg->memory_bytes / PAGE_SIZE + XEN_ROOM_PAGES)
         preflight_lacks(lacks, "make memory equal in both sections, or leave it out",
                         "the domain has %" PRIu64 " MiB, the backup's section says %" PRIu64, xen_machine_present(&m) >> 8,
@@ -343,7 +350,7 @@ static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_
         check_room(x, pages, &machine, profile, err) == 0 &&
         xen_facts(&x->facts, machine.config, machine.config_length, xen_machine_present(&machine), 0, err) == 0 &&
         check_unused(x, err) == 0)
-        rc = prepare(x, &machine, err);
+        rc = (x->pv = machine.pv, prepare(x, &machine, err));
     xen_machine_free(&machine);
     if (rc < 0)
         replica_close(&x->replica);
@@ -352,17 +359,47 @@ static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_
     return rc;
 }
 
+/* A PV domain's pages, whose types the checkpoint's state begins with: *length octets of it. */
+static int feed_memory(struct xen_replica *x, const uint8_t *state, size_t *length, uint64_t deadline, struct error *err)
+{
+    __attribute__((cleanup(buffer_free))) struct buffer b = {0};
+    cleanup_free uint8_t *types = malloc(x->replica.pages);
+
+    if (!types)
+        return error_set(err, "no memory");
+    if (stream_get_types(state, types, x->replica.pages, length, err) < 0)
+        return -1;
+    for (uint64_t page = 0; page < x->replica.pages;) {
+        uint64_t left = x->replica.pages - page, end = page + (left < STREAM_PAGES_MAX ? left : STREAM_PAGES_MAX);
+
+        buffer_clear(&b);
+        if (stream_put_pages(&b, page, (unsigned)(end - page), types + page) < 0)
+            return error_set(err, "no memory");
+        if (feed(x, b.data, b.len, deadline, err) < 0)
+            return -1;
+        for (; page < end; page++)
+            if (stream_has_data(types[page]) && feed(x, x->replica.memory + page * PAGE_SIZE, PAGE_SIZE, deadline, err) < 0)
+                return -1;
+    }
+    return 0;
+}
+
 static int replica_activate(struct replica *r, const uint8_t *state, size_t len, struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer end = {0};
     uint64_t deadline = clock_ns() + ACTIVATE_NS;
     struct xen_replica *x = of(r);
+    size_t types = 0;
 
-    if (stream_check_state(state, len, err) < 0)
+    if (stream_check_state(state, len, x->pv, err) < 0)
         return -1;
     if (stream_put_end(&end) < 0)
         return error_set(err, "no memory");
     xen_note(x->log, "begun");
+    if (x->pv && feed_memory(x, state, &types, deadline, err) < 0)
+        return -1;
+    state += types;
+    len -= types;
     if (feed(x, state, len, deadline, err) < 0 || feed(x, end.data, end.len, deadline, err) < 0 ||
         await_answer(x, "running\n", deadline, err) < 0)
         return -1;

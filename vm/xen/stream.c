@@ -12,16 +12,20 @@
 #define LIBXL_LIBXC_CONTEXT 1
 #define LIBXC_ID 0x58454e46u /* "XENF" */
 #define LIBXC_VERSION_3 3
-#define LIBXC_HVM 2 /* of the domain header: PVH too */
+#define LIBXC_PV 1u /* of the domain header */
+#define LIBXC_HVM 2u /* PVH too */
 #define PAGE_SHIFT 12
-#define XALLOC (UINT64_C(0xe) << 60)
 #define IMAGE_HEADER 24
 #define DOMAIN_HEADER 16
 #define RECORD_HEADER 8
+#define RUN_SHIFT 28
+#define RUN_MAX 0xfffffffu
 
 #define MACHINE_MAGIC 0x5258454eu /* "RXEN" */
 #define MACHINE_VERSION 1u
 #define MACHINE_FIXED 28
+
+static const uint8_t zeros[8];
 
 static size_t padding(size_t len)
 {
@@ -51,14 +55,14 @@ int stream_put_begin(struct buffer *b)
                : 0;
 }
 
-int stream_put_head(struct buffer *b, unsigned xen_major, unsigned xen_minor)
+int stream_put_head(struct buffer *b, bool pv, unsigned xen_major, unsigned xen_minor)
 {
     uint64_t marker = UINT64_MAX;
     uint32_t id = htobe32(LIBXC_ID), version = htobe32(LIBXC_VERSION_3);
 
     return buffer_append(b, &marker, sizeof(marker)) || buffer_append(b, &id, sizeof(id)) ||
                    buffer_append(b, &version, sizeof(version)) || put_u64(b, 0) ||
-                   put_u32(b, LIBXC_HVM) || put_u32(b, PAGE_SHIFT) || put_u32(b, xen_major) ||
+                   put_u32(b, pv ? LIBXC_PV : LIBXC_HVM) || put_u32(b, PAGE_SHIFT) || put_u32(b, xen_major) ||
                    put_u32(b, xen_minor)
                ? -1
                : 0;
@@ -66,22 +70,63 @@ int stream_put_head(struct buffer *b, unsigned xen_major, unsigned xen_minor)
 
 int stream_put_record(struct buffer *b, enum stream_record type, const void *body, size_t len)
 {
-    static const uint8_t zeros[8];
-
     return put_u32(b, type) || put_u32(b, (uint32_t)len) || (len && buffer_append(b, body, len)) ||
                    buffer_append(b, zeros, padding(len))
                ? -1
                : 0;
 }
 
-int stream_put_pages(struct buffer *b, uint64_t first, unsigned count)
+int stream_put_pages(struct buffer *b, uint64_t first, unsigned count, const uint8_t *types)
 {
-    if (put_u32(b, STREAM_PAGE_DATA) || put_u32(b, 8 + 8 * count) || put_u32(b, count) ||
+    uint32_t length = 8 + 8 * count;
+
+    for (unsigned i = 0; types && i < count; i++)
+        length += stream_has_data(types[i]) ? 1u << PAGE_SHIFT : 0;
+    if (put_u32(b, STREAM_PAGE_DATA) || put_u32(b, length) || put_u32(b, count) ||
         put_u32(b, 0))
         return -1;
     for (unsigned i = 0; i < count; i++)
-        if (put_u64(b, XALLOC | (first + i)))
+        if (put_u64(b, (uint64_t)(types ? types[i] : STREAM_XALLOC) << STREAM_TYPE_SHIFT | (first + i)))
             return -1;
+    return 0;
+}
+
+int stream_put_types(struct buffer *b, const uint8_t *types, uint64_t pages)
+{
+    size_t at = b->len;
+    uint32_t length;
+
+    if (put_u32(b, STREAM_TYPES) || put_u32(b, 0))
+        return -1;
+    for (uint64_t page = 0, run; page < pages; page += run) {
+        for (run = 1; page + run < pages && run < RUN_MAX && types[page + run] == types[page]; run++)
+            ;
+        if (put_u32(b, (uint32_t)types[page] << RUN_SHIFT | (uint32_t)run))
+            return -1;
+    }
+    length = htole32((uint32_t)(b->len - at - RECORD_HEADER));
+    memcpy(b->data + at + 4, &length, sizeof(length));
+    return buffer_append(b, zeros, padding(b->len - at));
+}
+
+int stream_get_types(const uint8_t *state, uint8_t *types, uint64_t pages, size_t *length, struct error *err)
+{
+    uint64_t page = 0;
+    uint32_t len, run;
+
+    memcpy(&len, state + 4, 4);
+    len = le32toh(len);
+    for (uint32_t at = 0; at + 4 <= len; at += 4) {
+        memcpy(&run, state + RECORD_HEADER + at, 4);
+        run = le32toh(run);
+        if ((run & RUN_MAX) > pages - page)
+            return error_set(err, "machine state: types of more than %" PRIu64 " pages", pages);
+        memset(types + page, (int)(run >> RUN_SHIFT), run & RUN_MAX);
+        page += run & RUN_MAX;
+    }
+    if (page != pages)
+        return error_set(err, "machine state: types of %" PRIu64 " pages, the domain has %" PRIu64, page, pages);
+    *length = RECORD_HEADER + len + padding(len);
     return 0;
 }
 
@@ -124,8 +169,8 @@ uint64_t xen_machine_present(const struct xen_machine *m)
     return n;
 }
 
-/* Walks records; each type in `want` at most once, no other.  The bits of those found, or -1. */
-static int walk(const uint8_t *data, size_t len, uint32_t want, struct error *err)
+/* Walks records; each type in `want` at most once, in `many` as often as it comes, no other.  The bits of those found, or -1. */
+static int walk(const uint8_t *data, size_t len, uint32_t want, uint32_t many, struct error *err)
 {
     uint32_t found = 0, type, length;
 
@@ -136,7 +181,7 @@ static int walk(const uint8_t *data, size_t len, uint32_t want, struct error *er
         memcpy(&length, data + 4, 4);
         type = le32toh(type);
         length = le32toh(length);
-        if (type > 31 || !(want >> type & 1) || found >> type & 1)
+        if (type > 30 || !((want | many) >> type & 1) || (found & ~many) >> type & 1)
             return error_set(err, "a Xen record of type %" PRIu32 " does not belong here", type);
         if (length > len - RECORD_HEADER || padding(length) > len - RECORD_HEADER - length)
             return error_set(err, "a Xen record of type %" PRIu32 " is cut off", type);
@@ -147,24 +192,33 @@ static int walk(const uint8_t *data, size_t len, uint32_t want, struct error *er
     return (int)found;
 }
 
-static int check_head(const uint8_t *data, size_t len, struct error *err)
+/* The headers are ours to the octet, but for the version of Xen. */
+static bool is_head(const uint8_t *data, size_t len, bool pv)
 {
-    const uint32_t all =
-        1u << STREAM_CPUID_POLICY | 1u << STREAM_MSR_POLICY | 1u << STREAM_STATIC_DATA_END;
     struct buffer want = {0};
-    int found = -1;
+    bool same = len >= IMAGE_HEADER + DOMAIN_HEADER && stream_put_head(&want, pv, 0, 0) == 0 &&
+                memcmp(data, want.data, IMAGE_HEADER + 8) == 0;
 
-    /* The headers are ours to the octet, but for the version of Xen. */
-    if (len < IMAGE_HEADER + DOMAIN_HEADER || stream_put_head(&want, 0, 0) < 0 ||
-        memcmp(data, want.data, IMAGE_HEADER + 8) != 0)
-        error_set(err, "the image header is none of a PVH domain");
-    else
-        found =
-            walk(data + IMAGE_HEADER + DOMAIN_HEADER, len - IMAGE_HEADER - DOMAIN_HEADER, all, err);
     buffer_free(&want);
+    return same;
+}
+
+static int check_head(const uint8_t *data, size_t len, bool *pv, struct error *err)
+{
+    uint32_t all = 1u << STREAM_CPUID_POLICY | 1u << STREAM_MSR_POLICY | 1u << STREAM_STATIC_DATA_END, more = 0;
+    int found;
+
+    *pv = is_head(data, len, true);
+    if (!*pv && !is_head(data, len, false))
+        return error_set(err, "the image header is none of a PVH or PV domain");
+    if (*pv) { /* a preflight does not know the frames */
+        all |= 1u << STREAM_PV_INFO;
+        more = 1u << STREAM_PV_P2M_FRAMES;
+    }
+    found = walk(data + IMAGE_HEADER + DOMAIN_HEADER, len - IMAGE_HEADER - DOMAIN_HEADER, all | more, 0, err);
     if (found < 0)
         return -1;
-    return (uint32_t)found == all ? 0 : error_set(err, "the processor's description is not whole");
+    return ((uint32_t)found & all) == all ? 0 : error_set(err, "the processor's description is not whole");
 }
 
 static int get_ranges(struct xen_machine *m, struct wire_reader *r, size_t len, struct error *err)
@@ -214,7 +268,7 @@ int xen_machine_get(struct xen_machine *m, const uint8_t *data, size_t len, stru
     if (!wire_reader_ok(&r) || m->config_length == 0 || memchr(m->config, '\0', m->config_length))
         return error_set(err, "description of the domain: its lengths do not add up to %zu octets",
                          len);
-    return check_head(m->head, m->head_length, err) < 0
+    return check_head(m->head, m->head_length, &m->pv, err) < 0
                ? error_prefix(err, "description of the domain")
                : 0;
 }
@@ -244,12 +298,20 @@ void xen_machine_free(struct xen_machine *m)
     m->ranges = NULL;
 }
 
-int stream_check_state(const uint8_t *data, size_t len, struct error *err)
+int stream_check_state(const uint8_t *data, size_t len, bool pv, struct error *err)
 {
-    const uint32_t all = 1u << STREAM_TSC_INFO | 1u << STREAM_HVM_CONTEXT | 1u << STREAM_HVM_PARAMS;
-    int found = walk(data, len, all, err);
+    const uint32_t all = pv ? 1u << STREAM_TYPES | 1u << STREAM_TSC_INFO | 1u << STREAM_SHARED_INFO | 1u << STREAM_PV_VCPU_BASIC
+                            : 1u << STREAM_TSC_INFO | 1u << STREAM_HVM_CONTEXT | 1u << STREAM_HVM_PARAMS;
+    const uint32_t many = pv ? 1u << STREAM_PV_VCPU_BASIC | 1u << STREAM_PV_VCPU_EXTENDED | 1u << STREAM_PV_VCPU_XSAVE |
+                                   1u << STREAM_PV_VCPU_MSRS
+                             : 0;
+    int found = walk(data, len, all, many, err);
+    uint32_t first = 0;
 
     if (found < 0)
         return error_prefix(err, "machine state");
-    return (uint32_t)found == all ? 0 : error_set(err, "machine state: a part of it is missing");
+    if (len)
+        memcpy(&first, data, sizeof(first));
+    return ((uint32_t)found & all) == all && (!pv || le32toh(first) == STREAM_TYPES)
+               ? 0 : error_set(err, "machine state: a part of it is missing");
 }

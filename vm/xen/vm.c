@@ -22,6 +22,7 @@
 #include "common/clock.h"
 #include "domain.h"
 #include "facts.h"
+#include "pv.h"
 #include "xen.h"
 
 #define SUSPEND_NS                                                                                 \
@@ -56,6 +57,8 @@ struct xen_vm {
     xenevtchn_handle *events;
     int channel, channel_lock;   /* the guest's suspend event channel, -1: none */
     uint64_t resumed_at;
+    bool is_pv;                  /* else PVH */
+    struct xen_pv *pv;           /* instead of what is mapped and tracked here; NULL while stale */
     struct buffer params;        /* HVM_PARAMS, the same for the domain's life */
     xc_hypercall_buffer_t dirty; /* one bit a page */
 };
@@ -285,15 +288,18 @@ static int check_disks(const struct vm_config *cfg, const libxl_domain_config *c
 }
 
 /* Only what we can keep the promises for. */
-static int check_config(const struct vm_config *cfg, const libxl_domain_config *config,
+static int check_config(const struct xen_domain *d, const struct vm_config *cfg, const libxl_domain_config *config,
                         struct error *err)
 {
-    if (config->c_info.type == LIBXL_DOMAIN_TYPE_PV)
+    bool pv = config->c_info.type == LIBXL_DOMAIN_TYPE_PV;
+    xc_physinfo_t physical = {0};
+
+    if (pv && (xc_physinfo(d->xc, &physical) < 0 || !(physical.capabilities & XEN_SYSCTL_PHYSCAP_shadow)))
         return error_set(
             err,
             "it is a PV domain: its memory cannot be tracked on this Xen, which is built without "
             "CONFIG_SHADOW_PAGING; use type = \"pvh\" in its configuration");
-    if (config->c_info.type != LIBXL_DOMAIN_TYPE_PVH)
+    if (!pv && config->c_info.type != LIBXL_DOMAIN_TYPE_PVH)
         return error_set(
             err,
             "it is an HVM domain, whose device model is not replicated; use type = \"pvh\" in its "
@@ -318,7 +324,7 @@ static char *get_config(const struct xen_domain *d, const struct vm_config *cfg,
     libxl_domain_config_init(&config);
     if (libxl_retrieve_domain_configuration(ctx, d->id, &config, NULL))
         error_set(err, "libxl does not tell the domain's configuration: was it made by xl?");
-    else if ((!cfg || check_config(cfg, &config, err) == 0) &&
+    else if ((!cfg || check_config(d, cfg, &config, err) == 0) &&
              !(text = libxl_domain_config_to_json(ctx, &config)))
         error_set(err, "no memory");
     libxl_domain_config_dispose(&config);
@@ -385,9 +391,9 @@ static int describe(struct xen_vm *v, struct xen_machine *m, struct error *err)
     if (!config)
         return -1;
     xen_version(&v->domain, &major, &minor);
-    if (stream_put_head(&head, major, minor) < 0)
+    if (v->pv ? buffer_append(&head, v->pv->head.data, v->pv->head.len) : stream_put_head(&head, false, major, minor))
         return error_set(err, "no memory");
-    if (xen_policy_put(&v->domain, &head, err) < 0)
+    if (!v->pv && xen_policy_put(&v->domain, &head, err) < 0)
         return -1;
     m->head = head.data;
     m->head_length = head.len;
@@ -516,6 +522,75 @@ static int clean(struct xen_vm *v, struct error *err)
     return mark_canary(v, err);
 }
 
+/* --- a PV domain --- */
+
+static void stop_pv(struct xen_vm *v)
+{
+    xen_pv_stop(v->pv);
+    v->pv = NULL;
+    v->vm.memory = NULL;
+}
+
+static int put_pv_ranges(const struct xen_pv *pv, struct xen_machine *m)
+{
+    unsigned room = 0;
+
+    for (uint64_t pfn = 0; pfn < pv->pages; pfn++)
+        if (stream_has_data(pv->types[pfn]) && add_page(m, &room, pfn) < 0)
+            return -1;
+    return 0;
+}
+
+static int start_pv(struct xen_vm *v, struct error *err)
+{
+    struct xen_machine m = {0};
+    int rc;
+
+    stop_pv(v);
+    if (xen_domain_check(&v->domain, v->cfg, err) < 0)
+        return -1;
+    if (tracked_by_others(v->domain.id))
+        return not_ours(v, err);
+    if (vm_memory_available() / PAGE_SIZE < v->nr_pages)
+        return error_set(err, "a PV domain's memory is copied in dom0: it needs %" PRIu64 " MiB there, %" PRIu64 " MiB are available",
+                         v->nr_pages >> 8, vm_memory_available() >> 20);
+    if (xen_pv_start(&v->pv, v->domain.id, err) < 0)
+        return -1;
+    m.pages = v->pv->pages;
+    rc = v->vm.pages && v->vm.pages != m.pages ? error_set(err, "its page numbers end elsewhere now: restart remusd")
+         : put_pv_ranges(v->pv, &m) < 0        ? error_set(err, "no memory")
+                                               : describe(v, &m, err);
+    xen_machine_free(&m);
+    if (rc < 0) {
+        stop_pv(v);
+        return -1;
+    }
+    v->vm.pages = v->pv->pages;
+    v->vm.memory = v->pv->memory;
+    return 0;
+}
+
+/* What is written while it runs, the next checkpoint has. */
+static int scan_pv(struct xen_vm *v, struct bitmap *dirty, struct error *err)
+{
+    if (!v->pv || (v->suspended && xen_pv_take(v->pv, dirty, err) < 0)) {
+        v->stale = v->vm.unwilling = true;
+        return v->pv ? -1 : error_set(err, "libxenguest has given up");
+    }
+    for (uint64_t pfn = 0; !v->scanned && pfn < v->pv->pages; pfn++)
+        if (stream_has_data(v->pv->types[pfn]))
+            bitmap_set(dirty, pfn);
+    v->scanned = true;
+    return 0;
+}
+
+static int save_pv_state(struct xen_vm *v, struct buffer *state, struct error *err)
+{
+    return stream_put_types(state, v->pv->types, v->pv->pages) < 0 || buffer_append(state, v->pv->state.data, v->pv->state.len) < 0
+               ? error_set(err, "no memory")
+               : 0;
+}
+
 static int vm_scan(struct vm *vm, struct bitmap *dirty, struct error *err)
 {
     struct xen_vm *v = of(vm);
@@ -526,11 +601,13 @@ static int vm_scan(struct vm *vm, struct bitmap *dirty, struct error *err)
     if (!xen_domain_info(&v->domain, &info))
         return error_set(err, "the domain is gone");
     /* What is ballooned out stays allocated while it is mapped here; a page that comes counts. */
-    if (v->tracking && (info.nr_pages != v->nr_pages || v->stale)) {
+    if ((v->tracking || v->is_pv) && (info.nr_pages != v->nr_pages || v->stale)) {
         v->stale = vm->unwilling = true;
         return error_set(err, "the domain had %" PRIu64 " pages and now has %lu: it was ballooned",
                          v->nr_pages, info.nr_pages);
     }
+    if (v->is_pv)
+        return scan_pv(v, dirty, err);
     if (clean(v, err) < 0) {
         v->stale = vm->unwilling = true;
         return -1;
@@ -755,10 +832,13 @@ static int vm_save_state(struct vm *vm, struct buffer *state, struct error *err)
         uint64_t nsec;
         uint32_t incarnation, reserved;
     } tsc = {0};
-    int len = xc_domain_hvm_getcontext(v->domain.xc, v->domain.id, NULL, 0);
     uint32_t header[2] = {STREAM_HVM_CONTEXT};
     static const uint8_t zeros[8];
+    int len;
 
+    if (v->is_pv)
+        return save_pv_state(v, state, err);
+    len = xc_domain_hvm_getcontext(v->domain.xc, v->domain.id, NULL, 0);
     if (len <= 0 || (unsigned)len > VM_STATE_MAX ||
         xc_domain_get_tsc_info(v->domain.xc, v->domain.id, &tsc.mode, &tsc.nsec, &tsc.khz,
                                &tsc.incarnation) < 0)
@@ -785,6 +865,8 @@ static void let_go(struct xen_vm *v)
 {
     DECLARE_HYPERCALL_BUFFER_SHADOW(unsigned long, map, &v->dirty);
 
+    if (v->is_pv)
+        stop_pv(v);
     unmap_memory(v);
     release_channel(v);
     if (v->events)
@@ -818,6 +900,8 @@ static void vm_destroy(struct vm *vm)
     struct xen_vm *v = of(vm);
 
     xc_domain_pause(v->domain.xc, v->domain.id);
+    if (v->is_pv)
+        stop_pv(v);
     unmap_memory(v);
     xen_domain_destroy(&v->domain, NULL);
     let_go(v);
@@ -837,7 +921,11 @@ static enum vm_health vm_health(struct vm *vm)
             v->channel_news = true;
         }
         /* As long as ballooning goes on, or another tracks the pages, this fails, and is tried again. */
-        if ((v->stale || (!v->scanned && info.nr_pages != v->nr_pages)) && (v->tracking || start_tracking(v, NULL) == 0)) {
+        if (v->is_pv && (v->stale || info.nr_pages != v->nr_pages)) {
+            v->nr_pages = info.nr_pages;
+            v->scanned = false;
+            v->stale = start_pv(v, NULL) < 0;
+        } else if ((v->stale || (!v->scanned && info.nr_pages != v->nr_pages)) && (v->tracking || start_tracking(v, NULL) == 0)) {
             unmap_memory(v);
             v->nr_pages = info.nr_pages;
             v->scanned = false;
@@ -872,9 +960,11 @@ static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *e
                          info.nr_pages >> 8, cfg->memory_bytes >> 20, (info.nr_pages + 255) >> 8);
     v->vm.instance = instance(&info);
     v->nr_pages = info.nr_pages;
-    v->vm.pages = pages;
     if (watch(v, err) < 0)
         return -1;
+    if (v->is_pv)
+        return start_pv(v, err) < 0 ? -1 : is_suspended(&info) ? resume_domain(v, err) : 0;
+    v->vm.pages = pages;
     v->dm = xendevicemodel_open(NULL, 0);
     if (!v->dm)
         return error_set(err, "device model calls: %s", strerror(errno));
@@ -889,6 +979,7 @@ static int set_up(struct xen_vm *v, const struct vm_config *cfg, struct error *e
 static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *err)
 {
     struct xen_vm *v = calloc(1, sizeof(*v));
+    xc_dominfo_t info;
 
     if (!v)
         return error_set(err, "no memory");
@@ -905,9 +996,10 @@ static int vm_open(struct vm **vm, const struct vm_config *cfg, struct error *er
     v->domain.id = xen_domain_find(&v->domain, cfg->name);
     snprintf(v->control, sizeof(v->control), "/local/domain/%u/control/shutdown", v->domain.id);
     snprintf(v->advertised, sizeof(v->advertised), "/local/domain/%u/device/suspend/event-channel", v->domain.id);
+    v->is_pv = v->domain.id && xen_domain_info(&v->domain, &info) && !info.hvm;
     if (v->domain.id == 0)
         error_set(err, "there is no domain \"%s\": start it with xl create", cfg->name);
-    else if (xen_profile(&v->domain, v->vm.profile, err) == 0 && set_up(v, cfg, err) == 0) {
+    else if (xen_profile(&v->domain, v->is_pv, v->vm.profile, err) == 0 && set_up(v, cfg, err) == 0) {
         *vm = &v->vm;
         return 0;
     } else {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * The Xen platform: a PVH domain that xl runs.  remusd attaches to it, it never starts one.
+ * The Xen platform: a PVH or PV domain that xl runs.  remusd attaches to it, it never starts one.
  *
  * Primary (vm.c): the domain's memory is mapped once, at its place in one piece of address space,
  * and stays mapped; log-dirty mode says what was written; the guest suspends itself, as for `xl
@@ -11,6 +11,9 @@
  * memory, which is mapped here and written by every checkpoint.  Takeover is the rest of the
  * stream.  A stream that ends early, because remus-backupd died, ends the domain: nothing runs
  * without a takeover (R7).
+ *
+ * A PV domain's page tables hold machine frames, so its memory is copied by libxenguest on the primary (pv.h), waits in a copy on the
+ * backup as well, and goes into the domain through the stream.
  *
  * All of it is what libxenctrl, libxenforeignmemory, libxenstore and libxl offer to anybody, and
  * nothing in Xen, dom0 or guest is changed.
