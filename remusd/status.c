@@ -252,20 +252,27 @@ static json_t *counters(const struct protection *p)
         pages > 0 ? (double)s->encode_ns / pages / 1000 : 0.0);
 }
 
+/* engine.lock is held; once its end is decided the guest may be freed at any moment. */
+static const struct vm *guest_of(const struct protection *p)
+{
+    return p->ready && p->lc.state < LC_HANDED_OVER ? p->vm : NULL;
+}
+
 json_t *protection_status(struct protection *p)
 {
     uint64_t now = clock_ns();
     struct engine *e = &p->engine;
+    const struct vm *vm;
     json_t *todo;
     json_t *o;
     SCOPED_LOCK(&e->lock);
 
     todo = advice(p);
+    vm = guest_of(p);
     o = json_pack("{s:s, s:s, s:s, s:f, s:s, s:s*, s:s*, s:s, s:f, s:I}", "vm", p->cfg->name,
                   "role", "primary", "state", lifecycle_name(p->lc.state), "since_s",
                   (double)(now - p->lc.since) / 1e9, "platform", p->cfg->platform, "accelerator",
-                  p->ready && p->vm ? p->vm->accelerator : NULL, "tracker",
-                  p->ready && p->vm ? p->vm->tracker : NULL, "peer", p->cfg->backup, "interval_ms",
+                  vm ? vm->accelerator : NULL, "tracker", vm ? vm->tracker : NULL, "peer", p->cfg->backup, "interval_ms",
                   (double)e->pacer.interval / 1e6, "memory_bytes",
                   (json_int_t)p->cfg->memory_bytes);
     json_object_update_new(o, counters(p));

@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+struct nbdkit_plugin *plugin_init(void); /* nbdkit's header leaves that to the macro */
 #include "disk/plugin.c"
 
 #define MIB (1u << 20)
@@ -186,7 +187,12 @@ static int serve(const char *is_standby)
     for (unsigned i = 0; i < 2; i++)
         assert_int_equal(p->config("disk", paths_of[i]), 0);
     assert_int_equal(p->config_complete(), 0);
-    return p->get_ready();
+    if (p->get_ready() == 0)
+        return 0;
+    for (unsigned i = 0; i < count; i++) /* nbdkit would end now */
+        free(paths[i]);
+    free(queue_path);
+    return -1;
 }
 
 /* A server that a reader listens to. */
