@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """remusctl preflight over the link: both hosts and the way between them, in one list, and nothing is touched by it."""
+import contextlib
 import os
 import socket
 import struct
@@ -316,13 +317,12 @@ def hostile_primaries_R10():
             s.settimeout(60 * SLOW)
             kinds, got = [], b""
             with s:
-                try:
+                with contextlib.suppress(OSError):
                     s.sendall(b"".join(data))
-                    s.shutdown(socket.SHUT_WR)  # it closes then
+                    s.shutdown(socket.SHUT_WR)  # it closes then, or has reset the connection
+                with contextlib.suppress(OSError):
                     while more := s.recv(65536):
                         got += more
-                except OSError:
-                    pass
             while len(got) >= 24:
                 kind, _, length, _ = struct.unpack(">HHIQ", got[:16])
                 kinds.append(kind)
