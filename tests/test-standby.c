@@ -347,6 +347,25 @@ static void r7_a_goodbye_is_no_failure(void **state)
     assert_int_equal(noted.activated, 0);
 }
 
+/* Whoever waits for a takeover must be able to run: else the guest counts as protected, and is lost. */
+static void r7_a_replica_that_dies_while_it_waits(void **state)
+{
+    (void)state;
+    connect_primary(0);
+    commit(1);
+    noted.health = VM_DIED;
+    expect_refusal(PROTO_REFUSE, REFUSE_RESOURCES);
+    wait_for(DT_WAITING);
+    assert_non_null(strstr(view().last_error, "died"));
+    assert_int_equal(noted.closed, 1);
+    noted.health = VM_ALIVE;
+    assert_int_equal(connect_primary(0), 0); /* all anew */
+    commit(2);
+    hang_up();
+    expect_takeover('2');
+    assert_int_equal(noted.opened, 2);
+}
+
 static void r7_handover_of_what_is_held(void **state)
 {
     struct record rec;
@@ -645,6 +664,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(r4_r7_a_link_that_breaks),
         TEST(r7_a_goodbye_is_no_failure),
+        TEST(r7_a_replica_that_dies_while_it_waits),
         TEST(r7_handover_of_what_is_held),
         TEST(r7_handover_of_what_is_not_held),
         TEST(r2_r4_the_same_session_comes_back),

@@ -124,7 +124,7 @@ struct replica {
     uint64_t pages;
 };
 
-/* Order of calls: open; the caller writes memory; activate once; settle; health; close. */
+/* Order of calls: open; the caller writes memory; activate once; settle; close.  health at any time. */
 struct replica_ops {
     const char *name;
 
@@ -152,7 +152,7 @@ struct replica_ops {
     /* Optional.  What can wait until the guest has its network: called soon after activate succeeded. */
     void (*settle)(struct replica *r);
 
-    /* After activate: how the guest fares. */
+    /* How the guest fares; before activate, whether what waits for it is well. */
     enum vm_health (*health)(struct replica *r);
 
     /* Before activate: discards the replica.  After it: lets go of the guest, which goes on. */

@@ -422,7 +422,13 @@ static void replica_facts(const struct replica *r, struct vm_facts *facts)
 
 static enum vm_health replica_health(struct replica *r)
 {
-    return xen_domain_health(&of(r)->domain);
+    struct xen_replica *x = of(r);
+
+    if (x->active)
+        return xen_domain_health(&x->domain);
+    if (x->restore && waitpid(x->restore, NULL, WNOHANG) == x->restore)
+        x->restore = 0;
+    return x->restore ? xen_domain_health(&x->domain) : VM_DIED;
 }
 
 const struct replica_ops xen_replica_ops = {
