@@ -53,6 +53,7 @@ void lifecycle_protect(struct lifecycle *lc, uint64_t now)
     if (lc->state != LC_OFF)
         return;
     lc->next_connect = now;
+    lc->retry = 0;
     enter(lc, LC_CONNECTING, now);
 }
 
@@ -111,6 +112,7 @@ void lifecycle_acked(struct lifecycle *lc, uint64_t now)
 {
     if (lc->state == LC_SYNCING)
         enter(lc, LC_PROTECTED, now);
+    lc->retry = 0;
 }
 
 void lifecycle_link_lost(struct lifecycle *lc, uint64_t now)
@@ -118,8 +120,13 @@ void lifecycle_link_lost(struct lifecycle *lc, uint64_t now)
     if (lc->state != LC_SYNCING && lc->state != LC_PROTECTED)
         return;
     lc->next_connect = now; /* a short break of the link costs one round trip */
-    if (lc->state == LC_SYNCING && now < lc->since + LC_RETRY_NS)
-        lc->next_connect = lc->since + LC_RETRY_NS; /* but one that breaks at once may do so again */
+    if (lc->state == LC_SYNCING) { /* but one that breaks at once may do so again, on a full disk for instance */
+        lc->retry = lc->retry ? 2 * lc->retry : LC_RETRY_NS;
+        if (lc->retry > LC_REFUSED_NS)
+            lc->retry = LC_REFUSED_NS;
+        if (now < lc->since + lc->retry)
+            lc->next_connect = lc->since + lc->retry;
+    }
     lc->degrade_at = now + lc->degrade_after;
     enter(lc, lc->held ? LC_HOLDING : LC_CONNECTING, now);
 }

@@ -42,7 +42,7 @@ PRIMARY = {
     "last_error": None, "advice": None,
 }
 BACKUP = {
-    "vm": "db2", "role": "backup", "state": "ready", "since_s": 12, "primary": "10.78.0.9:4242",
+    "vm": "db2", "role": "backup", "state": "ready", "since_s": 12, "primary": "10.78.0.9",
     "platform": "fake", "epoch": 17, "checkpoints": 17, "bytes_received": 1048576,
     "memory_bytes": 268435456, "last_heard_ms": 3, "takeover": None, "arbiter": "none",
     "takeover_policy": "manual", "last_error": None, "advice": None,
