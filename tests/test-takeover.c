@@ -271,7 +271,7 @@ static void serve_disks(void)
 static void take_over(struct standby *s, struct journal *journal)
 {
     static uint8_t memory[PAGES * 4096], guest[PAGES * 4096];
-    struct replica replica = {&replica_ops, memory, PAGES};
+    struct replica replica = {.ops = &replica_ops, .memory = memory, .pages = PAGES};
     struct records out = {0};
     struct chan *ends[2];
     struct error err;
