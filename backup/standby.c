@@ -102,6 +102,11 @@ static void whole_checkpoint(struct standby *s)
         link_send_empty(s->link, PROTO_ACK, epoch); /* a broken link shows in recv */
     fault_crash("backup-before-apply", epoch);
     receiver_apply(s->receiver);
+    if (s->replica->ops->committed) {
+        struct receiver_checkpoint ck = standby_held(s);
+
+        s->replica->ops->committed(s->replica, ck.state, ck.state_length);
+    }
     fault_crash("backup-after-apply", epoch);
     s->view.checkpoints++;
     if (s->detector.state == DT_SYNCING)
@@ -317,12 +322,25 @@ static void report_checks(struct standby *s)
     }
 }
 
-/* Images that cannot be written are no replica: better none, and the primary knows it. */
-static void check_disks(struct standby *s)
+static int replica_lives(struct standby *s, struct error *err)
+{
+    uint64_t now = clock_ns();
+
+    if (s->journal && journal_check(s->journal, err) < 0)
+        return -1;
+    if (now < s->next_health)
+        return 0;
+    s->next_health = now + HEALTH_NS;
+    return s->replica->ops->health(s->replica) == VM_ALIVE
+               ? 0 : error_set(err, "it has died while it waited; the host's kernel log says whether memory was short");
+}
+
+/* One that cannot be run is no replica: better none, and the primary knows it and has a new one made. */
+static void check_replica(struct standby *s)
 {
     struct error err;
 
-    if (!s->journal || !s->link || s->detector.state == DT_ACTIVE || journal_check(s->journal, &err) == 0)
+    if (!s->replica || !s->link || s->detector.state == DT_ACTIVE || replica_lives(s, &err) == 0)
         return;
     standby_note(s, "the replica is thrown away: %s", err.text);
     link_send_notice(s->link, PROTO_REFUSE, REFUSE_RESOURCES, err.text);
@@ -362,7 +380,7 @@ static void *run(void *arg)
             wait_a_little(s);
         act(s);
         report_checks(s);
-        check_disks(s);
+        check_replica(s);
         check_health(s);
         publish(s);
     }

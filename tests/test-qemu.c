@@ -227,10 +227,19 @@ static void attach_again(void **state)
     b = config(run_b);
     assert_int_equal(replica_platform("qemu")->open(&r, &b, dirty.bits, profile, NULL, &err), -1);
     assert_non_null(strstr(err.text, "itself runs on this host"));
-    bitmap_free(&dirty);
-    buffer_free(&buffer);
     destroy_b();
     assert_false(vm_platform("qemu")->running(&b));
+
+    /* A replica whose process somebody ends while it waits. */
+    assert_int_equal(replica_platform("qemu")->open(&r, &b, dirty.bits, profile, NULL, &err), 0);
+    assert_int_equal(r->ops->health(r), VM_ALIVE);
+    kill(pid_of(&b), SIGKILL);
+    while (r->ops->health(r) == VM_ALIVE)
+        usleep(1000);
+    r->ops->close(r);
+    assert_int_equal(live_files(run_b), 0);
+    bitmap_free(&dirty);
+    buffer_free(&buffer);
 }
 
 static void r2_r4_takeover_full_compare(void **state)

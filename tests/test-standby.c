@@ -33,6 +33,8 @@ static struct noted {
     _Atomic enum vm_health health;
     _Atomic bool runs; /* a guest that a daemon before this one activated */
     char state[8];
+    uint8_t committed; /* of the checkpoint that it was told of last */
+    char committed_state[8];
 } noted;
 
 static struct vm_config cfg;
@@ -75,6 +77,13 @@ static enum vm_health replica_health(struct replica *r)
     return noted.health;
 }
 
+static void replica_committed(struct replica *r, const uint8_t *state, size_t len)
+{
+    (void)len;
+    noted.committed = r->memory[PAGE_SIZE];
+    noted.committed_state[0] = (char)state[0];
+}
+
 static void replica_close(struct replica *r)
 {
     (void)r;
@@ -87,8 +96,8 @@ static bool runs(const struct vm_config *c)
     return noted.runs;
 }
 
-static const struct replica_ops noted_ops = {.name = "noted", .open = replica_open, .activate = replica_activate,
-                                             .health = replica_health, .close = replica_close};
+static const struct replica_ops noted_ops = {.name = "noted", .open = replica_open, .committed = replica_committed,
+                                             .activate = replica_activate, .health = replica_health, .close = replica_close};
 static const struct vm_ops vm_noted = {.name = "noted", .running = runs};
 
 const struct vm_ops *vm_platform(const char *name)
@@ -274,6 +283,8 @@ static void commit(uint64_t epoch)
     assert_int_equal(rec.epoch, epoch);
     while (view().epoch != epoch)
         usleep(500);
+    assert_int_equal(noted.committed, epoch);
+    assert_int_equal(noted.committed_state[0], '0' + (char)epoch);
 }
 
 /* On the first link of a test. */
@@ -345,6 +356,25 @@ static void r7_a_goodbye_is_no_failure(void **state)
     wait_for(DT_WAITING);
     assert_int_equal(noted.closed, 1);
     assert_int_equal(noted.activated, 0);
+}
+
+/* Whoever waits for a takeover must be able to run: else the guest counts as protected, and is lost. */
+static void r7_a_replica_that_dies_while_it_waits(void **state)
+{
+    (void)state;
+    connect_primary(0);
+    commit(1);
+    noted.health = VM_DIED;
+    expect_refusal(PROTO_REFUSE, REFUSE_RESOURCES);
+    wait_for(DT_WAITING);
+    assert_non_null(strstr(view().last_error, "died"));
+    assert_int_equal(noted.closed, 1);
+    noted.health = VM_ALIVE;
+    assert_int_equal(connect_primary(0), 0); /* all anew */
+    commit(2);
+    hang_up();
+    expect_takeover('2');
+    assert_int_equal(noted.opened, 2);
 }
 
 static void r7_handover_of_what_is_held(void **state)
@@ -645,6 +675,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         TEST(r4_r7_a_link_that_breaks),
         TEST(r7_a_goodbye_is_no_failure),
+        TEST(r7_a_replica_that_dies_while_it_waits),
         TEST(r7_handover_of_what_is_held),
         TEST(r7_handover_of_what_is_not_held),
         TEST(r2_r4_the_same_session_comes_back),

@@ -122,9 +122,10 @@ struct replica {
     const struct replica_ops *ops;
     uint8_t *memory;             /* writable until activate() */
     uint64_t pages;
+    struct bitmap *written;      /* NULL, or the caller sets the bit of each page that it has written */
 };
 
-/* Order of calls: open; the caller writes memory; activate once; settle; health; close. */
+/* Order of calls: open; the caller writes memory; activate once; settle; close.  health at any time. */
 struct replica_ops {
     const char *name;
 
@@ -146,13 +147,16 @@ struct replica_ops {
     /* NULL: sections say everything.  Else what the primary and this host say of the guest. */
     void (*facts)(const struct replica *r, struct vm_facts *facts);
 
+    /* Optional.  memory has become a checkpoint, with this machine state: one more that may be activated.  Does not block. */
+    void (*committed)(struct replica *r, const uint8_t *state, size_t len);
+
     /* Loads the machine state and runs the guest.  memory must hold the same checkpoint. */
     int (*activate)(struct replica *r, const uint8_t *state, size_t len, struct error *err);
 
     /* Optional.  What can wait until the guest has its network: called soon after activate succeeded. */
     void (*settle)(struct replica *r);
 
-    /* After activate: how the guest fares. */
+    /* How the guest fares; before activate, whether what waits for it is well. */
     enum vm_health (*health)(struct replica *r);
 
     /* Before activate: discards the replica.  After it: lets go of the guest, which goes on. */
