@@ -27,6 +27,7 @@ struct receiver {
     uint64_t pages;
     struct page_decoder *decoder;
     struct journal *journal; /* NULL: no disks */
+    struct bitmap *written;  /* NULL: nobody asks */
 
     /* the checkpoint that is coming in */
     uint64_t epoch;       /* 0: none begun */
@@ -93,6 +94,11 @@ void receiver_set_journal(struct receiver *r, struct journal *journal)
     r->journal = journal;
 }
 
+void receiver_set_written(struct receiver *r, struct bitmap *written)
+{
+    r->written = written;
+}
+
 void receiver_free(struct receiver *r)
 {
     if (!r)
@@ -135,6 +141,13 @@ static void forget_kept(struct receiver *r)
     madvise(r->undo, r->undo_max * PAGE_SIZE, MADV_DONTNEED);
 }
 
+static void write_page(struct receiver *r, uint64_t pfn, const uint8_t *page)
+{
+    memcpy(r->memory + pfn * PAGE_SIZE, page, PAGE_SIZE);
+    if (r->written)
+        bitmap_set(r->written, pfn);
+}
+
 /* Before a page of no checkpoint is written. */
 static void keep_page(struct receiver *r, uint64_t pfn, const uint8_t *new)
 {
@@ -161,7 +174,7 @@ void receiver_restore(struct receiver *r)
     if (!r->kept)
         return;
     for (uint64_t i = 0; i < r->undo_count; i++)
-        memcpy(r->memory + r->undo_pfns[i] * PAGE_SIZE, r->undo + i * PAGE_SIZE, PAGE_SIZE);
+        write_page(r, r->undo_pfns[i], r->undo + i * PAGE_SIZE);
     r->applied.epoch = r->kept;
     forget_kept(r);
 }
@@ -237,7 +250,7 @@ static int take_pages(struct receiver *r, const struct record *rec, struct error
         add_to_digest(r, at + (uint64_t)i);
         if (sync) {
             keep_page(r, r->pfns[i], stage + (size_t)i * PAGE_SIZE);
-            memcpy(r->memory + r->pfns[i] * PAGE_SIZE, stage + (size_t)i * PAGE_SIZE, PAGE_SIZE);
+            write_page(r, r->pfns[i], stage + (size_t)i * PAGE_SIZE);
         }
     }
     if (sync)
@@ -383,7 +396,7 @@ enum receiver_result receiver_record(struct receiver *r, const struct record *re
 static void copy_staged(struct receiver *r, uint64_t from, uint64_t to)
 {
     for (uint64_t i = from; i < to; i++)
-        memcpy(r->memory + r->pfns[i] * PAGE_SIZE, r->stage + i * PAGE_SIZE, PAGE_SIZE);
+        write_page(r, r->pfns[i], r->stage + i * PAGE_SIZE);
 }
 
 void receiver_apply(struct receiver *r)

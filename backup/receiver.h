@@ -23,6 +23,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "common/bitmap.h"
 #include "common/error.h"
 #include "common/link.h"
 #include "disk/journal.h"
@@ -45,6 +46,8 @@ struct receiver_checkpoint {
 struct receiver *receiver_new(uint8_t *memory, uint64_t pages, size_t stage_bytes);
 /* The disks' journal, borrowed; without one DISK records are refused, with one each checkpoint must have a DISK_END. */
 void receiver_set_journal(struct receiver *r, struct journal *journal);
+/* Gets the bit of each page that is written to memory; borrowed. */
+void receiver_set_written(struct receiver *r, struct bitmap *written);
 void receiver_free(struct receiver *r);
 
 /*

@@ -102,6 +102,11 @@ static void whole_checkpoint(struct standby *s)
         link_send_empty(s->link, PROTO_ACK, epoch); /* a broken link shows in recv */
     fault_crash("backup-before-apply", epoch);
     receiver_apply(s->receiver);
+    if (s->replica->ops->committed) {
+        struct receiver_checkpoint ck = standby_held(s);
+
+        s->replica->ops->committed(s->replica, ck.state, ck.state_length);
+    }
     fault_crash("backup-after-apply", epoch);
     s->view.checkpoints++;
     s->greeted = NULL;

@@ -168,7 +168,10 @@ static int open_replica(struct standby *s, const struct proto_hello *hello,
         learn(s, ops, err) < 0 || standby_open_port(s, err) < 0)
         return -1;
     s->receiver = receiver_new(s->replica->memory, s->replica->pages, s->cfg->memory_bytes);
-    return s->receiver ? 0 : error_set(err, "no memory for the stage");
+    if (!s->receiver)
+        return error_set(err, "no memory for the stage");
+    receiver_set_written(s->receiver, s->replica->written);
+    return 0;
 }
 
 /* MACHINE, which the primary sends right behind its HELLO. */

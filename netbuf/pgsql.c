@@ -14,6 +14,8 @@
  * behind COMMIT AND CHAIN ReadyForQuery says 'T', and in a pipeline it comes much later
  *   NotificationResponse: what it tells of is committed
  *   ErrorResponse that is not of severity ERROR: the connection ends
+ *   NoticeResponse that is not of severity NOTICE: a warning may say that the commit is done, though its
+ *                              wait for PostgreSQL's own standby was canceled; it comes before CommandComplete
  */
 #include <stdbool.h>
 #include <string.h>
@@ -41,7 +43,7 @@ static void pgsql_init(void *state)
 /* Types that a decision needs the body of. */
 static bool decides(uint8_t type)
 {
-    return type == 'C' || type == 'E' || type == 'Z';
+    return type == 'C' || type == 'E' || type == 'N' || type == 'Z';
 }
 
 static bool ends_block(const char *tag)
@@ -69,14 +71,14 @@ static unsigned command_complete(struct pgsql *p, const uint8_t *tag, size_t len
     return PARSED_END;
 }
 
-/* "SERROR\0VERROR\0..." in any language of the S field. */
-static unsigned error_response(bool in_block, const uint8_t *fields, size_t len)
+/* An error or a notice, "SERROR\0VERROR\0..." in any language of the S field.  plain: the V field of one
+ * that ends nothing inside of a block. */
+static unsigned report(bool in_block, const char *plain, const uint8_t *fields, size_t len)
 {
-    static const char plain[] = "VERROR";
     const uint8_t *end = memchr(fields, 0, len);
+    size_t n = strlen(plain) + 1;
 
-    if (in_block && end && len - (size_t)(end + 1 - fields) >= sizeof(plain) &&
-        memcmp(end + 1, plain, sizeof(plain)) == 0)
+    if (in_block && end && len - (size_t)(end + 1 - fields) >= n && memcmp(end + 1, plain, n) == 0)
         return 0;
     return PARSED_END;
 }
@@ -89,7 +91,9 @@ static unsigned judge(struct pgsql *p, size_t body)
     if (p->head[0] == 'C')
         return command_complete(p, data, body);
     if (p->head[0] == 'E')
-        return error_response(p->in_block, data, body);
+        return report(p->in_block, "VERROR", data, body);
+    if (p->head[0] == 'N')
+        return report(p->in_block, "VNOTICE", data, body);
     if (get_be32(p->head + 1) != 5 || !memchr("ITE", data[0], 3)) {
         p->lost = PARSED_LOST;
         return PARSED_END;
@@ -116,8 +120,9 @@ static unsigned message(struct pgsql *p)
     p->left = length - 4;
     if (type == 'A')
         return PARSED_END;
-    /* What goes along with a BEGIN may pass, and what is judged later. */
-    return p->in_block || memchr("12n3sNSCEZRKv", type, 13) ? 0 : PARSED_END;
+    /* What goes along with a BEGIN may pass, and what is judged later.  Not parameters: what other clients
+     * made the server reload is in them. */
+    return p->in_block || memchr("12n3sNCEZRKv", type, 12) ? 0 : PARSED_END;
 }
 
 /* Takes octets that belong to the message begun; how many. */

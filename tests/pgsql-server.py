@@ -7,6 +7,7 @@ TAP; needs PostgreSQL's server programs."""
 import glob
 import os
 import pwd
+import select
 import shutil
 import socket
 import struct
@@ -47,11 +48,11 @@ class Connection(Client):
         self.sock.sendall(struct.pack(">I", len(body) + 4) + body)
         self.until(b"Z")
 
-    def until(self, kind):
-        """Reads messages up to one of `kind`; their types and bodies."""
+    def until(self, kinds):
+        """Reads messages up to one of the types in `kinds`; their types and bodies."""
         out = []
         self.seen = ""
-        while not out or out[-1][0] != kind:
+        while not out or out[-1][0] not in kinds:
             try:
                 head = self.exactly(5)
                 body = self.exactly(struct.unpack(">I", head[1:])[0] - 4)
@@ -62,9 +63,9 @@ class Connection(Client):
             out.append((head[:1], body))
         return out
 
-    def run(self, request, kind=b"Z"):
+    def run(self, request, kinds=b"Z"):
         self.sock.sendall(request)
-        return self.until(kind)
+        return self.until(kinds)
 
 
 FINGERPRINT = query("SELECT (SELECT count(*) FROM t), (SELECT coalesce(sum(v), 0) FROM t), (SELECT count(*) FROM "
@@ -149,8 +150,37 @@ def run_steps(port):
     client.run(query("BEGIN"))
     pid = client.run(query("SELECT pg_backend_pid()"))[1][1][6:].decode()
     other.run(query("SELECT pg_terminate_backend(%s)" % pid))
-    client.until(None)
+    client.until(b"")
     report("E" in client.seen, "a fatal error is an end", client.seen)
+    client.close()
+    other.close()
+
+
+def run_early_words(port):
+    """What is sent between a commit and the end of its statement, or outside of any."""
+    client, other = Connection(port), Connection(port)
+    pid = client.run(query("SELECT pg_backend_pid()"))[1][1][6:].decode()
+    for name, before, request, meanwhile in (
+            ("a notice of a block of code that has committed", "SELECT",
+             "DO $$ BEGIN INSERT INTO t VALUES (1); COMMIT; RAISE NOTICE 'x'; PERFORM pg_sleep(60); END $$", "SELECT"),
+            ("a warning that the commit is done, but not replicated", "BEGIN; SET LOCAL synchronous_commit = on; "
+             "INSERT INTO t VALUES (1)", "COMMIT", "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = %s AND "
+             "wait_event = 'SyncRep'" % pid)):
+        client.run(query(before))
+        fingerprint = other.run(FINGERPRINT)
+        client.sock.sendall(query(request))
+        while not select.select([client.sock], [], [], 0.05)[0]:
+            other.run(query(meanwhile))
+        client.until(b"N")
+        seen = client.seen
+        other.run(query("SELECT pg_cancel_backend(%s)" % pid))
+        client.until(b"Z")
+        report("E" in seen and other.run(FINGERPRINT) != fingerprint, name, "parser said %r" % seen)
+    other.run(query("ALTER SYSTEM SET TimeZone = 'Asia/Tokyo'"))
+    other.run(query("SELECT pg_reload_conf()"))
+    while client.run(message(b"S"), b"SZ")[-1][0] != b"S":  # not reloaded yet
+        pass
+    report("E" in client.seen, "a parameter after a reload", "parser said %r" % client.seen)
     client.close()
     other.close()
 
@@ -185,13 +215,15 @@ def main():
                        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp)
         control = as_user + [bin_dir + "/pg_ctl", "-D", tmp + "/db", "-w", "-s"]
         subprocess.run(control + ["-l", tmp + "/log", "-o", "-p %d -k %s -c fsync=off -c max_prepared_transactions=5 "
-                                  "-c listen_addresses=127.0.0.1" % (port, tmp), "start"], check=True, cwd=tmp)
+                                  "-c listen_addresses=127.0.0.1 -c synchronous_standby_names=none "
+                                  "-c synchronous_commit=local" % (port, tmp), "start"], check=True, cwd=tmp)
         try:
             setup = Connection(port)
             for statement in SETUP.split(";\n"):
                 setup.run(query(statement))
             setup.close()
             run_steps(port)
+            run_early_words(port)
             run_walsender(port)
         finally:
             subprocess.run(control + ["-m", "immediate", "stop"], cwd=tmp)

@@ -297,7 +297,7 @@ static void say(struct conn *c, const char *data, size_t len, bool ends)
 /* What the server says next. */
 static void speak(struct conn *c)
 {
-    static const char notice[] = "N\0\0\0\x0dSNOTICE\0\0",
+    static const char notice[] = "N\0\0\0\x15SNOTICE\0VNOTICE\0\0",
                       error[] = "E\0\0\0\x13SFEHLER\0VERROR\0Z\0\0\0\5E";
     static const char notification[] = "A\0\0\0\x0c\0\0\0\1x\0y\0", ready[] = "Z\0\0\0\5I";
     static const char call[] = "V\0\0\0\x8\0\0\0\0",
@@ -310,7 +310,8 @@ static void speak(struct conn *c)
             say(c, begin_, sizeof(begin_) - 1, false);
             c->in_block = true;
         } else if (what < 14) {
-            say(c, notification, sizeof(notification) - 1, true);
+            say(c, what < 13 ? notification : notice,
+                what < 13 ? sizeof(notification) - 1 : sizeof(notice) - 1, true);
         } else if (what < 16) {
             say(c, call, sizeof(call) - 1, false);
             say(c, ready, sizeof(ready) - 1, true);

@@ -97,7 +97,9 @@ static const struct {
     {START, "C:BEGIN", 0},
     {START, "C:BEGIN Z:T", BLOCK},
     {START, "C:START_TRANSACTION Z:T", BLOCK},
-    {START, "1 2 n N:SNOTICE0 S:a0b0 C:BEGIN", 0},
+    {START, "1 2 n C:BEGIN", 0},
+    {START, "N:SNOTICE0VNOTICE0", END}, /* of a procedure that has committed */
+    {START, "S:a0b0", END},
     {START, "C:INSERT_0_1 C:BEGIN Z:T", END | BLOCK},
     {START, "1 2 C:BEGIN 1 2 C:INSERT_0_1", END},
     {START, "A:xxxxx0y0", END},
@@ -106,7 +108,10 @@ static const struct {
     {START "C:BEGIN Z:T", "", BLOCK},
     {START "C:BEGIN Z:T", "T:xx D:xx D:xx C:SELECT_2 Z:T", BLOCK},
     {START "C:BEGIN Z:T", "1 2 n C:UPDATE_1 3 t:xx s Z:T", BLOCK},
-    {START "C:BEGIN Z:T", "N:SNOTICE0 S:a0b0", BLOCK},
+    {START "C:BEGIN Z:T", "N:SNOTICE0VNOTICE0Cxxxxx00 S:a0b0", BLOCK},
+    {START "C:BEGIN Z:T", "N:SWARNING0VWARNING0Cxxxxx00", END | BLOCK}, /* committed, not replicated */
+    {START "C:BEGIN Z:T", "N:SLOG0VLOG0Cxxxxx00", END | BLOCK},
+    {START "C:BEGIN Z:T", "N:SNOTICE0Cxxxxx00", END | BLOCK}, /* before 9.6 */
     {START "C:BEGIN Z:T", "G:xx C:COPY_5 Z:T", BLOCK},
     {START "C:BEGIN Z:T", "H:xx d:xxxxxxxxxxx d c C:COPY_5 Z:T", BLOCK},
     {START "C:BEGIN Z:T", "E:SERROR0VERROR0Cxxxxx00 Z:E", BLOCK},

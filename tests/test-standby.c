@@ -33,6 +33,8 @@ static struct noted {
     _Atomic enum vm_health health;
     _Atomic bool runs; /* a guest that a daemon before this one activated */
     char state[8];
+    uint8_t committed; /* of the checkpoint that it was told of last */
+    char committed_state[8];
 } noted;
 
 static struct vm_config cfg;
@@ -75,6 +77,13 @@ static enum vm_health replica_health(struct replica *r)
     return noted.health;
 }
 
+static void replica_committed(struct replica *r, const uint8_t *state, size_t len)
+{
+    (void)len;
+    noted.committed = r->memory[PAGE_SIZE];
+    noted.committed_state[0] = (char)state[0];
+}
+
 static void replica_close(struct replica *r)
 {
     (void)r;
@@ -87,8 +96,8 @@ static bool runs(const struct vm_config *c)
     return noted.runs;
 }
 
-static const struct replica_ops noted_ops = {.name = "noted", .open = replica_open, .activate = replica_activate,
-                                             .health = replica_health, .close = replica_close};
+static const struct replica_ops noted_ops = {.name = "noted", .open = replica_open, .committed = replica_committed,
+                                             .activate = replica_activate, .health = replica_health, .close = replica_close};
 static const struct vm_ops vm_noted = {.name = "noted", .running = runs};
 
 const struct vm_ops *vm_platform(const char *name)
@@ -274,6 +283,8 @@ static void commit(uint64_t epoch)
     assert_int_equal(rec.epoch, epoch);
     while (view().epoch != epoch)
         usleep(500);
+    assert_int_equal(noted.committed, epoch);
+    assert_int_equal(noted.committed_state[0], '0' + (char)epoch);
 }
 
 /* On the first link of a test. */

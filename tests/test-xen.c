@@ -8,6 +8,12 @@
 
 #include <cmocka.h>
 
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "vm/vm.h"
+#include "vm/xen/feed.h"
 #include "vm/xen/policy.h"
 #include "vm/xen/stream.h"
 
@@ -55,7 +61,7 @@ static void stream_as_specified(void **state)
     assert_int_equal(stream_put_record(&b, STREAM_HVM_PARAMS, "abc", 3), 0);
     check(&b, record, sizeof(record) - 1);
     buffer_clear(&b);
-    assert_int_equal(stream_put_pages(&b, 0x1234, 2, NULL), 0);
+    assert_int_equal(stream_put_pages(&b, (const uint64_t[]){0x1234, 0x1235}, 2, NULL), 0);
     check(&b, pages, sizeof(pages) - 1);
     buffer_clear(&b);
     assert_int_equal(stream_put_end(&b), 0);
@@ -232,11 +238,134 @@ static void r4_types_of_pv_pages(void **state)
     assert_memory_equal(back, types, PAGES);
     assert_int_equal(b.data[length], STREAM_TSC_INFO);
     buffer_clear(&b);
-    assert_int_equal(stream_put_pages(&b, 1, 4, (const uint8_t[]){0, 1, 9, 15}), 0);
+    assert_int_equal(stream_put_pages(&b, (const uint64_t[]){1, 2, 3, 4}, 4, (const uint8_t[]){0, 0, 1, 9, 15}), 0);
     /* its length is with three pages, which the caller puts behind it */
     check(&b, (uint8_t[]){1, 0, 0, 0, 40, 0x30, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0x10,
                           3, 0, 0, 0, 0, 0, 0, 0x90, 4, 0, 0, 0, 0, 0, 0, 0xf0}, 48);
     buffer_free(&b);
+}
+
+#define FED 5000u /* pages: more than a batch */
+
+/* What a restore does with PAGE_DATA.  The memory that it is fed from says in each page which type it has in that checkpoint. */
+struct fed {
+    int pipe[2];
+    struct buffer in;
+    uint8_t types[FED], numbers[FED];
+    unsigned pages;
+};
+
+static void read_some(struct fed *f, size_t most)
+{
+    static uint8_t octets[1 << 20];
+    ssize_t n = read(f->pipe[0], octets, most < sizeof(octets) ? most : sizeof(octets));
+    uint32_t head[4]; /* type, length, count, 0 */
+
+    if (n > 0)
+        assert_int_equal(buffer_append(&f->in, octets, (size_t)n), 0);
+    while (f->in.len >= sizeof(head) && (memcpy(head, f->in.data, sizeof(head)), f->in.len >= head[1] + 8)) {
+        const uint8_t *data = f->in.data + sizeof(head) + 8 * head[2];
+
+        assert_int_equal(head[0], STREAM_PAGE_DATA);
+        assert_in_range(head[2], 1, STREAM_PAGES_MAX);
+        for (uint32_t i = 0; i < head[2]; i++) {
+            uint64_t pfn;
+
+            memcpy(&pfn, f->in.data + sizeof(head) + 8 * i, 8);
+            assert_true((pfn & ~(UINT64_C(15) << STREAM_TYPE_SHIFT)) < FED);
+            f->types[pfn % (1 << 20)] = (uint8_t)(pfn >> STREAM_TYPE_SHIFT);
+            f->pages++;
+            if (!stream_has_data((uint8_t)(pfn >> STREAM_TYPE_SHIFT)))
+                continue;
+            assert_int_equal(data[0], pfn >> STREAM_TYPE_SHIFT);
+            assert_int_equal(data[PAGE_SIZE - 1], data[1]);
+            f->numbers[pfn % (1 << 20)] = data[1];
+            data += PAGE_SIZE;
+        }
+        assert_ptr_equal(data, f->in.data + 8 + head[1]);
+        memmove(f->in.data, data, f->in.len -= 8 + head[1]);
+    }
+}
+
+static void write_fed(struct xen_feed *f, uint8_t *memory, uint64_t pfn, uint8_t type, uint8_t number)
+{
+    uint8_t *page = memory + pfn * PAGE_SIZE;
+
+    page[0] = type;
+    page[1] = page[PAGE_SIZE - 1] = number;
+    bitmap_set(&f->missing, pfn);
+}
+
+/* The domain gets each page as it is in the last checkpoint, with the type that it has there, however slowly its restore reads. */
+static void r4_pv_pages_are_fed(void **state)
+{
+    static const uint8_t some[] = {0, 0, 0, 1, 9, 4, 13, 14, 15};
+    uint8_t *memory = calloc(FED, PAGE_SIZE), now[FED];
+    struct buffer b = {0};
+    static struct fed out;
+    struct xen_feed f;
+    struct error err;
+    size_t length;
+    int rc = 0;
+
+    (void)state;
+    assert_int_equal(pipe2(out.pipe, O_NONBLOCK), 0);
+    assert_int_equal(feed_init(&f, memory, FED), 0);
+    srandom(1);
+    memset(out.types, STREAM_XTAB, sizeof(out.types));
+    for (unsigned pfn = 0; pfn < FED; pfn++)
+        write_fed(&f, memory, pfn, now[pfn] = some[pfn % sizeof(some)], 1);
+    for (uint8_t number = 2; number < 200; number++) {
+        for (unsigned i = 0; i < (number < 190 ? 30 : 0); i++) {
+            unsigned pfn = (unsigned)random() % FED;
+
+            if (random() % 4 == 0) /* a type changes without data only where there is none */
+                now[pfn] = some[(unsigned)random() % sizeof(some)];
+            write_fed(&f, memory, pfn, now[pfn], number);
+        }
+        buffer_clear(&b);
+        assert_int_equal(stream_put_types(&b, now, FED), 0);
+        assert_int_equal(feed_checkpoint(&f, b.data, &length, &err), 0);
+        assert_int_equal(length, b.len);
+        rc = feed_some(&f, out.pipe[1]);
+        assert_true(rc >= 0);
+        if (number > 1 + 1)
+            read_some(&out, (size_t)random() % 300000);
+    }
+    while (rc == 0) {
+        read_some(&out, SIZE_MAX);
+        rc = feed_some(&f, out.pipe[1]);
+    }
+    assert_int_equal(rc, 1);
+    for (int i = 0; i < 1000; i++)
+        read_some(&out, SIZE_MAX);
+    assert_int_equal(out.in.len, 0);
+    assert_memory_equal(out.types, now, FED);
+    for (unsigned pfn = 0; pfn < FED; pfn++)
+        if (stream_has_data(now[pfn]))
+            assert_int_equal(out.numbers[pfn], memory[pfn * PAGE_SIZE + 1]);
+
+    /* From then on only what changes. */
+    out.pages = 0;
+    write_fed(&f, memory, 7, now[7], 200);
+    now[3] = now[3] == 1 ? 9 : 1; /* pinned: its content is the same */
+    memory[3 * PAGE_SIZE] = now[3];
+    buffer_clear(&b);
+    stream_put_types(&b, now, FED);
+    assert_int_equal(feed_checkpoint(&f, b.data, &length, &err), 0);
+    assert_int_equal(feed_some(&f, out.pipe[1]), 1);
+    read_some(&out, SIZE_MAX);
+    assert_int_equal(out.pages, 2);
+    assert_int_equal(out.types[3], now[3]);
+    close(out.pipe[0]);
+    write_fed(&f, memory, 7, now[7], 201);
+    signal(SIGPIPE, SIG_IGN);
+    assert_int_equal(feed_some(&f, out.pipe[1]), -1);
+    close(out.pipe[1]);
+    feed_free(&f);
+    buffer_free(&b);
+    buffer_free(&out.in);
+    free(memory);
 }
 
 static void r10_pv_states_refused(void **state)
@@ -319,6 +448,7 @@ int main(void)
         cmocka_unit_test(r10_descriptions_refused),
         cmocka_unit_test(r10_states_refused),
         cmocka_unit_test(r4_types_of_pv_pages),
+        cmocka_unit_test(r4_pv_pages_are_fed),
         cmocka_unit_test(r10_pv_states_refused),
         cmocka_unit_test(processors_compared),
     };

@@ -122,6 +122,7 @@ struct replica {
     const struct replica_ops *ops;
     uint8_t *memory;             /* writable until activate() */
     uint64_t pages;
+    struct bitmap *written;      /* NULL, or the caller sets the bit of each page that it has written */
 };
 
 /* Order of calls: open; the caller writes memory; activate once; settle; close.  health at any time. */
@@ -145,6 +146,9 @@ struct replica_ops {
 
     /* NULL: sections say everything.  Else what the primary and this host say of the guest. */
     void (*facts)(const struct replica *r, struct vm_facts *facts);
+
+    /* Optional.  memory has become a checkpoint, with this machine state: one more that may be activated.  Does not block. */
+    void (*committed)(struct replica *r, const uint8_t *state, size_t len);
 
     /* Loads the machine state and runs the guest.  memory must hold the same checkpoint. */
     int (*activate)(struct replica *r, const uint8_t *state, size_t len, struct error *err);

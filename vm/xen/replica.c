@@ -18,9 +18,11 @@
 #include "common/run-file.h"
 #include "domain.h"
 #include "facts.h"
+#include "feed.h"
 #include "vm/preflight.h"
 #include "xen.h"
 
+#define PIPE_OCTETS (16 << 20)
 #define PREPARE_NS (60 * NS_PER_S) /* for the restoring domain to have its memory */
 #define ACTIVATE_NS (60 * NS_PER_S)
 #define END_NS (10 * NS_PER_S) /* for a restore without its end to give up */
@@ -33,7 +35,8 @@ struct xen_replica {
     int stream, answer; /* pipes to and from it */
     int log;
     bool active;
-    bool pv;            /* memory is a copy of ours, which the domain gets at its takeover */
+    bool pv;            /* memory is a copy of ours, which the domain is fed from */
+    struct xen_feed feed;
     struct vm_facts facts;
 };
 
@@ -94,14 +97,29 @@ static int start_restore(struct xen_replica *x, const struct xen_machine *m, str
         return error_set(err, "%s: %s (REMUS_LIBEXEC names its folder)", program, strerror(rc));
     }
     fcntl(x->stream, F_SETFL, O_NONBLOCK);
+    fcntl(x->stream, F_SETPIPE_SZ, PIPE_OCTETS); /* the more a checkpoint can leave there the better */
+    return 0;
+}
+
+static int restore_failed(struct xen_replica *x, struct error *err)
+{
+    error_set(err, "restoring the domain failed");
+    return run_log_quote(x->log, err);
+}
+
+static int wait_for_room(struct xen_replica *x, uint64_t deadline, struct error *err)
+{
+    struct pollfd p = {.fd = x->stream, .events = POLLOUT};
+
+    if (clock_ns() > deadline)
+        return error_set(err, "restoring the domain takes too long");
+    poll(&p, 1, 100);
     return 0;
 }
 
 static int feed(struct xen_replica *x, const uint8_t *data, size_t len, uint64_t deadline,
                 struct error *err)
 {
-    struct pollfd p = {.fd = x->stream, .events = POLLOUT};
-
     while (len) {
         ssize_t n = write(x->stream, data, len);
 
@@ -109,12 +127,10 @@ static int feed(struct xen_replica *x, const uint8_t *data, size_t len, uint64_t
             data += n;
             len -= (size_t)n;
         } else if (errno == EAGAIN) {
-            if (clock_ns() > deadline)
-                return error_set(err, "restoring the domain takes too long");
-            poll(&p, 1, 100);
+            if (wait_for_room(x, deadline, err) < 0)
+                return -1;
         } else if (errno != EINTR) {
-            error_set(err, "restoring the domain failed");
-            return run_log_quote(x->log, err);
+            return restore_failed(x, err);
         }
     }
     return 0;
@@ -124,6 +140,7 @@ static int feed_pages(struct xen_replica *x, const struct xen_machine *m, uint64
                       struct error *err)
 {
     __attribute__((cleanup(buffer_free))) struct buffer b = {0};
+    uint64_t pfns[STREAM_PAGES_MAX];
 
     if (stream_put_begin(&b) || buffer_append(&b, m->head, m->head_length))
         return error_set(err, "no memory");
@@ -132,7 +149,9 @@ static int feed_pages(struct xen_replica *x, const struct xen_machine *m, uint64
             uint64_t left = m->ranges[i].count - done;
             unsigned n = left < STREAM_PAGES_MAX ? (unsigned)left : STREAM_PAGES_MAX;
 
-            if (stream_put_pages(&b, m->ranges[i].first + done, n, NULL) < 0)
+            for (unsigned k = 0; k < n; k++)
+                pfns[k] = m->ranges[i].first + done + k;
+            if (stream_put_pages(&b, pfns, n, NULL) < 0)
                 return error_set(err, "no memory");
             if (feed(x, b.data, b.len, deadline, err) < 0)
                 return -1;
@@ -157,8 +176,7 @@ static int wait_for_memory(struct xen_replica *x, uint64_t want, uint64_t deadli
             return 0;
         if (waitpid(x->restore, NULL, WNOHANG) == x->restore) {
             x->restore = 0;
-            error_set(err, "restoring the domain failed");
-            return run_log_quote(x->log, err);
+            return restore_failed(x, err);
         }
         if (clock_ns() > deadline)
             return error_set(err, "restoring the domain takes too long");
@@ -246,6 +264,7 @@ static void replica_close(struct replica *r)
     xc_dominfo_t info;
 
     unmap(x);
+    feed_free(&x->feed);
     if (!x->active) {
         end_restore(x);
         if (x->domain.id && xen_domain_info(&x->domain, &info) && !info.dying)
@@ -272,8 +291,7 @@ static int await_answer(struct xen_replica *x, const char *want, uint64_t deadli
         return error_set(err, "restoring the domain takes too long");
     if (read(x->answer, word, sizeof(word) - 1) > 0 && strcmp(word, want) == 0)
         return 0;
-    error_set(err, "restoring the domain failed");
-    return run_log_quote(x->log, err);
+    return restore_failed(x, err);
 }
 
 static int prepare(struct xen_replica *x, const struct xen_machine *m, struct error *err)
@@ -287,6 +305,10 @@ static int prepare(struct xen_replica *x, const struct xen_machine *m, struct er
     x->replica.memory = xen_domain_map(&x->domain, m->pages, m->ranges, x->pv ? 0 : m->range_count, true, err);
     if (!x->replica.memory)
         return -1;
+    if (x->pv && feed_init(&x->feed, x->replica.memory, m->pages) < 0)
+        return error_set(err, "no memory");
+    if (x->pv)
+        x->replica.written = &x->feed.missing;
     xen_facts_of(&x->facts, x->domain.id);
     for (unsigned i = 0; !x->pv && i < m->range_count; i++)
         memset(x->replica.memory + m->ranges[i].first * PAGE_SIZE, 0,
@@ -359,29 +381,27 @@ static int replica_open(struct replica **r, const struct vm_config *cfg, uint64_
     return rc;
 }
 
-/* A PV domain's pages, whose types the checkpoint's state begins with: *length octets of it. */
-static int feed_memory(struct xen_replica *x, const uint8_t *state, size_t *length, uint64_t deadline, struct error *err)
+/* What is in memory now goes on its way; what the pipe does not take goes with the next checkpoint. */
+static void replica_committed(struct replica *r, const uint8_t *state, size_t len)
 {
-    __attribute__((cleanup(buffer_free))) struct buffer b = {0};
-    cleanup_free uint8_t *types = malloc(x->replica.pages);
+    struct xen_replica *x = of(r);
+    struct error err;
+    size_t types;
 
-    if (!types)
-        return error_set(err, "no memory");
-    if (stream_get_types(state, types, x->replica.pages, length, err) < 0)
+    if (x->pv && stream_check_state(state, len, true, &err) == 0 && feed_checkpoint(&x->feed, state, &types, &err) == 0)
+        feed_some(&x->feed, x->stream); /* that the restore has ended, health says */
+}
+
+static int feed_rest(struct xen_replica *x, const uint8_t *state, size_t *types, uint64_t deadline, struct error *err)
+{
+    int rc;
+
+    if (feed_checkpoint(&x->feed, state, types, err) < 0)
         return -1;
-    for (uint64_t page = 0; page < x->replica.pages;) {
-        uint64_t left = x->replica.pages - page, end = page + (left < STREAM_PAGES_MAX ? left : STREAM_PAGES_MAX);
-
-        buffer_clear(&b);
-        if (stream_put_pages(&b, page, (unsigned)(end - page), types + page) < 0)
-            return error_set(err, "no memory");
-        if (feed(x, b.data, b.len, deadline, err) < 0)
+    while ((rc = feed_some(&x->feed, x->stream)) == 0)
+        if (wait_for_room(x, deadline, err) < 0)
             return -1;
-        for (; page < end; page++)
-            if (stream_has_data(types[page]) && feed(x, x->replica.memory + page * PAGE_SIZE, PAGE_SIZE, deadline, err) < 0)
-                return -1;
-    }
-    return 0;
+    return rc < 0 ? restore_failed(x, err) : 0;
 }
 
 static int replica_activate(struct replica *r, const uint8_t *state, size_t len, struct error *err)
@@ -396,7 +416,7 @@ static int replica_activate(struct replica *r, const uint8_t *state, size_t len,
     if (stream_put_end(&end) < 0)
         return error_set(err, "no memory");
     xen_note(x->log, "begun");
-    if (x->pv && feed_memory(x, state, &types, deadline, err) < 0)
+    if (x->pv && feed_rest(x, state, &types, deadline, err) < 0)
         return -1;
     state += types;
     len -= types;
@@ -436,6 +456,7 @@ const struct replica_ops xen_replica_ops = {
     .open = replica_open,
     .facts = replica_facts,
     .check = replica_check,
+    .committed = replica_committed,
     .activate = replica_activate,
     .settle = replica_settle,
     .health = replica_health,

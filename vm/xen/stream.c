@@ -76,17 +76,17 @@ int stream_put_record(struct buffer *b, enum stream_record type, const void *bod
                : 0;
 }
 
-int stream_put_pages(struct buffer *b, uint64_t first, unsigned count, const uint8_t *types)
+int stream_put_pages(struct buffer *b, const uint64_t *pfns, unsigned count, const uint8_t *types)
 {
     uint32_t length = 8 + 8 * count;
 
     for (unsigned i = 0; types && i < count; i++)
-        length += stream_has_data(types[i]) ? 1u << PAGE_SHIFT : 0;
+        length += stream_has_data(types[pfns[i]]) ? 1u << PAGE_SHIFT : 0;
     if (put_u32(b, STREAM_PAGE_DATA) || put_u32(b, length) || put_u32(b, count) ||
         put_u32(b, 0))
         return -1;
     for (unsigned i = 0; i < count; i++)
-        if (put_u64(b, (uint64_t)(types ? types[i] : STREAM_XALLOC) << STREAM_TYPE_SHIFT | (first + i)))
+        if (put_u64(b, (uint64_t)(types ? types[pfns[i]] : STREAM_XALLOC) << STREAM_TYPE_SHIFT | pfns[i]))
             return -1;
     return 0;
 }

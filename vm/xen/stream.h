@@ -16,8 +16,8 @@
  * HVM_CONTEXT and HVM_PARAMS.
  *
  * A PV domain: its head, as libxenguest makes it, also has X86_PV_INFO and X86_PV_P2M_FRAMES.  Its state begins with a record of our own,
- * stream_put_types, and goes on with TSC_INFO, SHARED_INFO and the X86_PV_VCPU_ records.  At the takeover the pages follow in PAGE_DATA
- * with their types and data, ahead of the state.
+ * stream_put_types, and goes on with TSC_INFO, SHARED_INFO and the X86_PV_VCPU_ records.  Its pages follow in PAGE_DATA with their types
+ * and data, over and over as they change (feed.h), ahead of the state.
  *
  * Integers are little-endian but for the two headers' first fields.
  */
@@ -91,8 +91,9 @@ struct xen_machine {
 int stream_put_begin(struct buffer *b);
 int stream_put_head(struct buffer *b, bool pv, unsigned xen_major, unsigned xen_minor);
 int stream_put_record(struct buffer *b, enum stream_record type, const void *body, size_t len);
-/* PAGE_DATA of pages from first on; types NULL: all of them XALLOC.  What stream_has_data() has to follow, by the caller. */
-int stream_put_pages(struct buffer *b, uint64_t first, unsigned count, const uint8_t *types);
+/* PAGE_DATA of pages, whose types are at their numbers in `types'; NULL: all of them XALLOC.  What stream_has_data() has to follow, by the
+ * caller. */
+int stream_put_pages(struct buffer *b, const uint64_t *pfns, unsigned count, const uint8_t *types);
 /* What types the pages from the first on have: runs of u32, type << 28 | pages. */
 int stream_put_types(struct buffer *b, const uint8_t *types, uint64_t pages);
 int stream_put_end(struct buffer *b);
