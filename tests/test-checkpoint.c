@@ -52,6 +52,7 @@ static struct engine engine;
 static struct link *backup;
 static struct receiver *receiver;
 static uint8_t replica[PAGES * PAGE_SIZE];
+static uint64_t received[2]; /* as struct engine_stats counts what is sent */
 
 static int call(const char *step, struct error *err)
 {
@@ -169,7 +170,7 @@ static void disconnect_pair(void)
 static int setup(void **state)
 {
     static struct vm_config cfg = {.name = "steps", .interval_ms = 5, .timeout_ms = 30000, .compression = (char *)"lz4",
-                                   .compression_threads = 1, .staging_bytes = PAGES * PAGE_SIZE};
+                                   .compression_threads = 3, .staging_bytes = PAGES * PAGE_SIZE};
     struct error err = {""};
 
     (void)state;
@@ -180,6 +181,7 @@ static int setup(void **state)
     memset(&port, 0, sizeof(port));
     port.port.ops = &noted_ops;
     memset(replica, 0, sizeof(replica));
+    memset(received, 0, sizeof(received));
     receiver = receiver_new(replica, PAGES, sizeof(replica));
     assert_non_null(receiver);
     engine_init(&engine, &cfg);
@@ -211,6 +213,10 @@ static uint64_t take_checkpoint(uint64_t *pages)
         result = receiver_record(receiver, &rec, &err);
         if (result == RECEIVER_ERROR)
             fail_msg("%s", err.text);
+        if (rec.type == PROTO_PAGES)
+            received[rec.epoch == 0] += rec.length + PROTO_HEADER_LEN;
+        else if (rec.type == PROTO_STATE || rec.type == PROTO_NET)
+            received[0] += rec.length;
     } while (result != RECEIVER_WHOLE);
     epoch = receiver_staged(receiver);
     receiver_apply(receiver);
@@ -336,6 +342,33 @@ static void r1_r4_a_checkpoint_that_fails_behind_another(void **state)
     assert_int_equal(take_checkpoint(NULL), 0);
     disconnect_pair();
     assert_int_equal(port.released, 1);
+}
+
+/* Several are encoded at a time; what the status says of them is what came. */
+static void r2_pages_in_many_blocks(void **state)
+{
+    static const unsigned counts[] = {1, PAGE_BLOCK_MAX - 1, PAGE_BLOCK_MAX, PAGE_BLOCK_MAX + 1, 3 * PAGE_BLOCK_MAX,
+                                      3 * PAGE_BLOCK_MAX + 1, PAGES};
+    const struct engine_stats *s = &engine.stats;
+    uint64_t pages, all = 0;
+
+    (void)state;
+    connect_pair(0);
+    for (size_t i = 0; i < sizeof(counts) / sizeof(*counts); i++) {
+        for (unsigned pfn = 0; pfn < counts[i]; pfn++)
+            write_page(pfn);
+        checkpoint();
+        assert_int_equal(take_checkpoint(&pages), i + 1);
+        assert_int_equal(pages, counts[i]);
+        assert_memory_equal(replica, guest.memory, sizeof(replica));
+        acknowledge(i + 1);
+        all += pages;
+    }
+    disconnect_pair();
+    assert_true(s->raw[0] == all * PAGE_SIZE && s->raw[1] == 0);
+    assert_true(s->sent[0] == received[0] && s->sent[1] == 0);
+    assert_int_equal(s->codec.bytes_in, s->raw[0]);
+    assert_true(s->encode_ns > 0);
 }
 
 static void r2_what_was_in_flight_comes_again(void **state)
@@ -489,6 +522,8 @@ static void precopy_ends_where_it_is_of_no_use(void **state)
         assert_memory_equal(replica, guest.memory, sizeof(replica));
         disconnect_pair();
     }
+    assert_true(engine.stats.sent[0] == received[0] && engine.stats.sent[1] == received[1]);
+    assert_true(engine.stats.raw[1] > engine.stats.sent[1] && engine.stats.raw[1] % PAGE_SIZE == 0);
     connect_pair(0);
     guest.fails = "scan";
     assert_int_equal(engine_precopy(&engine, &err), -1);
@@ -509,6 +544,7 @@ int main(void)
         TEST(r8_what_happens_in_the_pause),
         TEST(r2_r4_r8_a_checkpoint_that_fails_half_way),
         TEST(r1_r4_a_checkpoint_that_fails_behind_another),
+        TEST(r2_pages_in_many_blocks),
         TEST(r2_what_was_in_flight_comes_again),
         TEST(r1_acknowledgements_of_what_is_not_in_flight),
         TEST(r10_what_else_a_backup_says),

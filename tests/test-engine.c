@@ -7,17 +7,21 @@
  *   R2  what is acknowledged is whole: the replica equals the guest, byte for byte
  *   R4  a link that breaks in the middle of a checkpoint leaves the replica at the checkpoint before
  *   R8  the order inside the pause
- *   R5  pages that are blocks of a disk: as of the very version meant, however often they are overwritten
+ *   R5  pages that are blocks of a disk: as of the very version meant, however often they are overwritten; checksums of
+ *       blocks: at their very place among the changes
  *   R9  no memory grows over 10,000 epochs; a staging buffer that is too small slows down and loses nothing
  */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -72,6 +76,7 @@ static const struct port_ops log_ops = {
 struct backup {
     struct link *link;
     struct receiver *receiver;
+    struct journal *journal; /* NULL: no disks */
     pthread_t thread;
     _Atomic uint64_t acked, applied;
     _Atomic uint64_t withhold;      /* acknowledge nothing from this epoch on */
@@ -80,6 +85,18 @@ struct backup {
     char why[512];
 };
 
+static void tell_compared(struct backup *b)
+{
+    struct proto_compared c;
+    uint8_t body[PROTO_SMALL_MAX];
+    struct iovec iov = {.iov_base = body};
+
+    while (b->journal && journal_compared(b->journal, &c)) {
+        iov.iov_len = proto_put_compared(body, &c);
+        link_send(b->link, PROTO_COMPARED, 0, &iov, 1);
+    }
+}
+
 static void *backup_run(void *arg)
 {
     struct backup *b = arg;
@@ -87,10 +104,12 @@ static void *backup_run(void *arg)
     for (;;) {
         struct record rec;
         struct error err;
+        enum link_result r = link_recv(b->link, &rec, b->journal ? clock_ns() + NS_PER_MS : TIME_NEVER, &err);
 
-        if (link_recv(b->link, &rec, TIME_NEVER, &err) != LINK_RECORD)
+        tell_compared(b);
+        if (r != LINK_RECORD && r != LINK_TIMEOUT)
             return NULL;
-        if (rec.type == PROTO_HEARTBEAT)
+        if (r == LINK_TIMEOUT || rec.type == PROTO_HEARTBEAT)
             continue;
         if (b->break_after && --b->break_after == 0) {
             link_shutdown(b->link);
@@ -370,6 +389,7 @@ static void test_small_staging_slows_down_R9(void **state)
 /* --- a guest that reads from its disk --- */
 
 #define BLOCKS 1024u
+#define JOURNAL (BLOCKS * PAGE_SIZE) /* what synchronises does not go there: it would not fit, with its heads */
 #define SOME_BLOCK(d) ((uint64_t)rand_r(&(d)->seed) % 64 * 16) /* few, so that they are often overwritten */
 
 struct disk_pair {
@@ -382,6 +402,31 @@ struct disk_pair {
     struct journal *journal;
     unsigned seed;
 };
+
+/* The image, when the primary reads blocks of it ahead of the guest's own changes. */
+static struct {
+    struct disk_pair *_Atomic changes; /* ... amid that, each block once, and again as soon as the queue is not locked */
+    off_t last, last_locked;
+    pthread_t later[BLOCKS * PAGE_SIZE / IMAGE_BLOCK];
+    unsigned later_count;
+    _Atomic bool fails;
+} reads;
+
+static void change_amid_read(off_t offset);
+static void *change_later(void *offset);
+
+ssize_t preadv2(int fd, const struct iovec *iov, int count, off_t offset, int flags)
+{
+    if (reads.fails) {
+        errno = EIO;
+        return -1;
+    }
+    if (reads.changes && offset > reads.last)
+        change_amid_read(reads.last = offset);
+    else if (reads.changes && offset > reads.last_locked)
+        pthread_create(&reads.later[reads.later_count++], NULL, change_later, (void *)(reads.last_locked = offset));
+    return syscall(SYS_preadv2, fd, iov, count, offset, 0L, flags);
+}
 
 static void random_block(struct disk_pair *d, uint8_t *block)
 {
@@ -397,6 +442,23 @@ static void write_block(struct disk_pair *d, uint64_t block, const uint8_t *data
     image_stamp(&d->image, e.offset, e.length, queue_begin(&d->server, e.kind, e.length));
     assert_int_equal(entry_apply(&e, d->image.fd), 0);
     queue_end(&d->server, &e);
+}
+
+static void change_amid_read(off_t offset)
+{
+    uint8_t data[PAGE_SIZE];
+
+    random_block(reads.changes, data);
+    write_block(reads.changes, (uint64_t)offset / PAGE_SIZE, data);
+}
+
+static void *change_later(void *offset)
+{
+    uint8_t data[PAGE_SIZE];
+
+    memset(data, 0xee, sizeof(data));
+    write_block(reads.changes, (uint64_t)offset / PAGE_SIZE, data);
+    return NULL;
 }
 
 static void change_guest(struct disk_pair *d, uint64_t pfn, const uint8_t *page)
@@ -461,8 +523,9 @@ static void setup_disk(struct disk_pair *d)
     assert_int_equal(disk_queue_path(&p->cfg, path), 0);
     assert_int_equal(queue_create(&d->server, path, 4 << 20, p->cfg.disk_reads_bytes, 1, true, &err), 0);
     assert_int_equal(disk_open(&p->engine.disk, &p->cfg, &err), 0);
-    assert_int_equal(journal_open(&d->journal, d->paths[1], disk_infos(p->engine.disk), 1, 16 << 20, &err), 0);
+    assert_int_equal(journal_open(&d->journal, d->paths[1], disk_infos(p->engine.disk), 1, JOURNAL, &err), 0);
     receiver_set_journal(p->backup.receiver, d->journal);
+    p->backup.journal = d->journal;
     p->engine.send_blocks = true;
     snprintf(path, sizeof(path), "%s/fake1.fake.pid", p->run_dir);
     FILE *f = fopen(path, "re");
@@ -544,6 +607,89 @@ static void test_pages_that_are_blocks_R2_R4_R5(void **state)
     teardown_disk(&d);
 }
 
+/* All checkpoints until the comparison has ended. */
+static struct disk_verify verify(struct disk_pair *d, bool repair)
+{
+    struct pair *p = &d->p;
+    struct disk_verify v;
+    struct error err;
+
+    reads.last = reads.last_locked = -1;
+    assert_int_equal(disk_verify_start(p->engine.disk, repair, &err), 0);
+    do {
+        assert_int_equal(engine_checkpoint(&p->engine, true, &err), 0);
+        assert_true(settle(p));
+        clock_sleep_until(clock_ns() + NS_PER_MS);
+        disk_verify_state(p->engine.disk, &v);
+    } while (v.running);
+    while (reads.later_count > 0)
+        pthread_join(reads.later[--reads.later_count], NULL);
+    assert_string_equal(v.failed, "");
+    return v;
+}
+
+/* What differs is found, and nothing else, while each block is being changed; and made good. */
+static void test_disks_are_compared_R5(void **state)
+{
+    struct disk_pair d = {.seed = 3};
+    struct disk_verify v;
+
+    (void)state;
+    setup_disk(&d);
+    connect_disk(&d, 0);
+    reads.changes = &d;
+    v = verify(&d, false);
+    assert_int_equal(v.compared, BLOCKS * PAGE_SIZE);
+    assert_int_equal(v.differing, 0);
+    for (unsigned i = 0; i < 2; i++) {
+        int fd = open(d.images[1], O_RDWR | O_CLOEXEC);
+
+        if (i == 0)
+            assert_int_equal(pwrite(fd, "damage", 6, 5 * IMAGE_BLOCK + 9 * PAGE_SIZE), 6);
+        close(fd);
+        v = verify(&d, true);
+        assert_int_equal(v.differing, i == 0 ? IMAGE_BLOCK : 0);
+        assert_int_equal(v.range_count, i == 0);
+        assert_true(i || (v.ranges[0].offset == 5 * IMAGE_BLOCK && v.ranges[0].length == IMAGE_BLOCK));
+    }
+    reads.changes = NULL;
+    disconnect_pair(&d.p);
+    teardown_disk(&d);
+}
+
+/* Synchronising and comparing end with the link, and say which disk cannot be read. */
+static void test_image_that_cannot_be_read_R5(void **state)
+{
+    struct disk_pair d = {.seed = 3};
+    struct engine *e = &d.p.engine;
+    struct disk_sync sync;
+    struct error err = {""};
+
+    (void)state;
+    setup_disk(&d);
+    for (unsigned i = 0; i < 2; i++) {
+        if (i == 0) {
+            reads.fails = true;
+            journal_bases(d.journal, disk_infos(e->disk), e->disk_base);
+            assert_int_equal(journal_begin(d.journal, disk_infos(e->disk), START_ANEW, &err), 0);
+            connect_pair(&d.p, 0);
+        } else {
+            connect_disk(&d, 0);
+            assert_int_equal(disk_verify_start(e->disk, false, &err), 0);
+            reads.fails = true;
+            engine_checkpoint(e, true, &err);
+        }
+        while (engine_link_state(e, &err) == LINK_UP)
+            clock_sleep_until(clock_ns() + NS_PER_MS);
+        assert_non_null(strstr(err.text, "disk 0: reading 65536 octets at 0"));
+        disk_sync_state(e->disk, &sync);
+        assert_int_equal(sync.done, i);
+        disconnect_pair(&d.p);
+        reads.fails = false;
+    }
+    teardown_disk(&d);
+}
+
 __attribute__((unused)) static long resident_pages(void)
 {
     long size, resident = 0;
@@ -597,6 +743,8 @@ int main(void)
         cmocka_unit_test(test_broken_links_R4),
         cmocka_unit_test(test_small_staging_slows_down_R9),
         cmocka_unit_test(test_pages_that_are_blocks_R2_R4_R5),
+        cmocka_unit_test(test_disks_are_compared_R5),
+        cmocka_unit_test(test_image_that_cannot_be_read_R5),
 #if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* their own memory grows */
         cmocka_unit_test(test_no_growth_R9),
 #endif

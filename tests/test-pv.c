@@ -24,7 +24,7 @@
 
 /* --- libxenguest --- */
 
-static struct buffer start, checkpoint;
+static struct buffer start, pass, checkpoint;
 static const char *complaint;
 static bool endless;
 static xentoollog_logger *log_to;
@@ -61,16 +61,23 @@ static bool put(int fd, const struct buffer *b)
 int xc_domain_save(xc_interface *xch, int io_fd, uint32_t dom, uint32_t flags, struct save_callbacks *callbacks,
                    xc_stream_type_t stream_type, int recv_fd)
 {
+    int decision = XGS_POLICY_ABORT;
     bool good;
 
     (void)xch, (void)recv_fd;
     assert_int_equal(dom, 7);
     assert_int_equal(flags, XCFLAGS_LIVE);
     assert_int_equal(stream_type, XC_STREAM_REMUS);
-    assert_int_equal(callbacks->precopy_policy((struct precopy_stats){0}, callbacks->data), XGS_POLICY_STOP_AND_COPY);
+    assert_int_equal(callbacks->precopy_policy((struct precopy_stats){.dirty_count = PAGES}, callbacks->data), XGS_POLICY_CONTINUE_PRECOPY);
     good = start.len && put(io_fd, &start);
     while (good && endless)
         good = put(io_fd, &checkpoint);
+    while (good && (decision = callbacks->precopy_policy((struct precopy_stats){.dirty_count = -1}, callbacks->data)) ==
+                       XGS_POLICY_CONTINUE_PRECOPY) {
+        assert_int_equal(callbacks->precopy_policy((struct precopy_stats){.dirty_count = 3}, callbacks->data), XGS_POLICY_CONTINUE_PRECOPY);
+        good = put(io_fd, &pass);
+    }
+    good &= decision == XGS_POLICY_STOP_AND_COPY;
     while (good && callbacks->suspend(callbacks->data)) {
         good = put(io_fd, &checkpoint) && callbacks->postcopy(callbacks->data) > 0 && callbacks->checkpoint(callbacks->data) > 0;
         if (complaint)
@@ -164,6 +171,16 @@ static void r4_r8_checkpoints(void **state)
     assert_page(pv, 5, 0x15);
     assert_page(pv, 3, 0);
 
+    for (uint8_t fill = 0x30; fill < 0x33; fill++) { /* while it runs */
+        buffer_clear(&pass);
+        put_page_data(&pass, 1, 3, types, fill);
+        bitmap_clear_all(&dirty);
+        assert_int_equal(xen_pv_pass(pv, &dirty, &err), 0);
+        assert_int_equal(dirty.words[0], 1 << 1 | 1 << 2);
+        assert_page(pv, 1, fill);
+        assert_false(pv->taken);
+        assert_int_equal(pv->state.len, 0);
+    }
     for (uint8_t fill = 0x40; fill < 0x43; fill++) { /* each is what it brings, and no more */
         checkpoint_is(types, fill);
         bitmap_clear_all(&dirty);
@@ -179,6 +196,7 @@ static void r4_r8_checkpoints(void **state)
         assert_int_equal(pv->state.len, want.len);
         assert_memory_equal(pv->state.data, want.data, want.len);
     }
+    assert_true(pv->taken);
     xen_pv_stop(pv);
     bitmap_free(&dirty);
     buffer_free(&want);
@@ -272,6 +290,7 @@ int main(void)
     signal(SIGPIPE, SIG_IGN);
     rc = cmocka_run_group_tests(tests, NULL, NULL);
     buffer_free(&start);
+    buffer_free(&pass);
     buffer_free(&checkpoint);
     return rc;
 }

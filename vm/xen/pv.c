@@ -36,9 +36,10 @@ struct capture {
     bool parked; /* once: what comes is of a checkpoint */
     pthread_t thread;
     bool running;
+    bool taking; /* the thread's: between the end of its passes and the first checkpoint */
     pthread_mutex_t lock;
     pthread_cond_t changed;
-    bool go, stop;
+    enum order { NONE, PASS, TAKE, STOP } order;
 };
 
 /* --- libxenguest's thread --- */
@@ -53,29 +54,50 @@ static void complain(xentoollog_logger *logger, xentoollog_level level, int errn
         vsnprintf(c->text, sizeof(c->text), format, ap);
 }
 
-/* Memory is copied once ahead: what is written meanwhile is what a checkpoint is for. */
-static int policy(struct precopy_stats stats, void *arg)
-{
-    (void)stats, (void)arg;
-    return XGS_POLICY_STOP_AND_COPY;
-}
-
-/* Between checkpoints.  A record of ours says that all before it is written. */
-static int park(void *arg)
+/* Until it is told what to do next.  A record of ours says that all before it is written. */
+static enum order park(struct capture *c)
 {
     const uint32_t record[2] = {htole32(STREAM_PARKED), 0};
-    struct capture *c = arg;
-    bool go;
+    enum order order;
 
     if (write(c->out, record, sizeof(record)) != sizeof(record))
-        return 0;
+        return STOP;
     pthread_mutex_lock(&c->lock);
-    while (!c->go && !c->stop)
+    while (c->order == NONE)
         pthread_cond_wait(&c->changed, &c->lock);
-    go = !c->stop;
-    c->go = false;
+    order = c->order;
+    if (order != STOP)
+        c->order = NONE;
     pthread_mutex_unlock(&c->lock);
-    return go;
+    return order;
+}
+
+/* Asked before each pass over a running domain's dirty pages, when it knows their number, and behind it, when it does not. */
+static int policy(struct precopy_stats stats, void *arg)
+{
+    struct capture *c = arg;
+
+    if (stats.dirty_count >= 0)
+        return XGS_POLICY_CONTINUE_PRECOPY;
+    switch (park(c)) {
+    case PASS:
+        return XGS_POLICY_CONTINUE_PRECOPY;
+    case TAKE:
+        c->taking = true;
+        return XGS_POLICY_STOP_AND_COPY;
+    default:
+        return XGS_POLICY_ABORT;
+    }
+}
+
+/* The domain is suspended when this returns. */
+static int await_suspend(void *arg)
+{
+    struct capture *c = arg;
+    bool taking = c->taking;
+
+    c->taking = false;
+    return taking || park(c) == TAKE;
 }
 
 static int go_on(void *arg)
@@ -87,7 +109,7 @@ static int go_on(void *arg)
 static void *save(void *arg)
 {
     struct capture *c = arg;
-    struct save_callbacks callbacks = {.suspend = park, .precopy_policy = policy, .postcopy = go_on, .checkpoint = go_on, .data = c};
+    struct save_callbacks callbacks = {.suspend = await_suspend, .precopy_policy = policy, .postcopy = go_on, .checkpoint = go_on, .data = c};
     xc_interface *xc = xc_interface_open(&c->complaint.logger, &c->complaint.logger, 0); /* one a thread */
 
     if (xc) {
@@ -204,15 +226,29 @@ static int get_all(struct capture *c, struct bitmap *dirty, struct error *err)
     return c->pv.memory ? 0 : error_set(err, "libxenguest: no X86_PV_P2M_FRAMES");
 }
 
+static void tell(struct capture *c, enum order order)
+{
+    pthread_mutex_lock(&c->lock);
+    c->order = order;
+    pthread_cond_signal(&c->changed);
+    pthread_mutex_unlock(&c->lock);
+}
+
+int xen_pv_pass(struct xen_pv *pv, struct bitmap *dirty, struct error *err)
+{
+    struct capture *c = (struct capture *)pv;
+
+    tell(c, PASS);
+    return get_all(c, dirty, err);
+}
+
 int xen_pv_take(struct xen_pv *pv, struct bitmap *dirty, struct error *err)
 {
     struct capture *c = (struct capture *)pv;
 
+    pv->taken = true;
     buffer_clear(&pv->state);
-    pthread_mutex_lock(&c->lock);
-    c->go = true;
-    pthread_cond_signal(&c->changed);
-    pthread_mutex_unlock(&c->lock);
+    tell(c, TAKE);
     return get_all(c, dirty, err);
 }
 
@@ -259,10 +295,7 @@ void xen_pv_stop(struct xen_pv *pv)
     if (!c)
         return;
     close(c->in); /* it writes no further */
-    pthread_mutex_lock(&c->lock);
-    c->stop = true;
-    pthread_cond_signal(&c->changed);
-    pthread_mutex_unlock(&c->lock);
+    tell(c, STOP);
     if (c->running)
         pthread_join(c->thread, NULL);
     if (pv->memory)

@@ -570,12 +570,20 @@ static int start_pv(struct xen_vm *v, struct error *err)
     return 0;
 }
 
-/* What is written while it runs, the next checkpoint has. */
+/* Synchronising again after a checkpoint, libxenguest begins anew: else the guest would be suspended for all that it has written since. */
 static int scan_pv(struct xen_vm *v, struct bitmap *dirty, struct error *err)
 {
-    if (!v->pv || (v->suspended && xen_pv_take(v->pv, dirty, err) < 0)) {
+    int rc = v->pv ? 0 : error_set(err, "libxenguest has given up");
+
+    if (rc == 0 && v->suspended)
+        rc = xen_pv_take(v->pv, dirty, err);
+    else if (rc == 0 && !v->pv->taken)
+        rc = xen_pv_pass(v->pv, dirty, err);
+    else if (rc == 0)
+        rc = (v->scanned = false, start_pv(v, err));
+    if (rc < 0) {
         v->stale = v->vm.unwilling = true;
-        return v->pv ? -1 : error_set(err, "libxenguest has given up");
+        return -1;
     }
     for (uint64_t pfn = 0; !v->scanned && pfn < v->pv->pages; pfn++)
         if (stream_has_data(v->pv->types[pfn]))
