@@ -32,6 +32,8 @@
 #define LZ4_ACCELERATION 1
 /* A page of which more is left goes as it is: masks would only be in the way. */
 #define RAW_BYTES 3584
+/* Of as many lines of a page that looks random something must be left for it to be a delta. */
+#define SAME_LINES 8
 
 #define HEAD_BYTES (PAGE_BLOCK_MAX * PAGE_HEAD_MAX)
 
@@ -426,6 +428,16 @@ static bool looks_random(const uint8_t *page)
     return count > 140;
 }
 
+/* Is there so little left of the copy that a page that looks random goes as it is?  A byte of each line tells. */
+static bool rewritten(const uint8_t *page, const uint8_t *copy)
+{
+    unsigned same = 0;
+
+    for (int i = 0; i < PAGE_LINES; i++)
+        same += page[i * (PAGE_LINE_BYTES + 1)] == copy[i * (PAGE_LINE_BYTES + 1)];
+    return same < SAME_LINES;
+}
+
 /* The page as it is, to be coded with the rest of the stream. */
 static enum page_kind put_whole(const uint8_t *page, struct sections *s,
                                 const struct page_parts *start)
@@ -487,8 +499,9 @@ static enum page_kind put_moved(const struct page_encoder *enc, struct page_work
     if (grown(&start, &s->parts) > (s->stride ? RETRY_ALIKE_BYTES : RETRY_BYTES)) {
         struct sections other = *s;
         enum page_kind kind = encode_alone(enc, page, &other);
+        size_t alone = kind == PAGE_RAW ? RAW_BYTES : grown(&s->parts, &other.parts);
 
-        if (grown(&s->parts, &other.parts) < grown(&start, &s->parts)) {
+        if (alone < grown(&start, &s->parts)) {
             replace(&start, &s->parts, &other.parts);
             *s = other;
             return kind;
@@ -666,7 +679,9 @@ static enum page_kind encode_known(const struct page_encoder *enc, struct page_w
         for (; at < PAGE_LINES; at += STEP_LINES)
             prefetch(w->next, at);
         s->parts = start;
-        kind = looks_random(page) ? PAGE_RAW : encode_moved(enc, w, i, copy, UINT64_MAX, s);
+        kind = looks_random(page) && rewritten(page, copy)
+                   ? PAGE_RAW
+                   : encode_moved(enc, w, i, copy, UINT64_MAX, s);
         if (i + 1 < w->n && w->pfns[i + 1] == w->pfns[i] + 1) {
             memcpy(w->before, copy, PAGE_BYTES);
             w->before_pfn = w->pfns[i];

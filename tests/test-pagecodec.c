@@ -356,6 +356,36 @@ static void test_r9_random_pages(void **state)
     }
 }
 
+/* Encrypted pages with many small changes are still sent as the changes. */
+static void test_edits_of_random_pages(void **state)
+{
+    static uint8_t out[PAGE_BLOCK_MAX * 5000];
+    uint8_t dirty[GUEST] = {0};
+    uint64_t pfns[100];
+    struct pair p = pair_new(PAGE_CODEC_OFF, GUEST);
+
+    (void)state;
+    for (size_t i = 0; i < 100 * PAGE_BYTES; i++)
+        p.guest[i] = (uint8_t)(rnd() >> 24);
+    memset(dirty, 1, 100);
+    ship(&p, dirty);
+    for (unsigned words = 32; words <= 256; words *= 2) {
+        for (uint64_t i = 0; i < 100; i++) {
+            pfns[i] = i;
+            for (unsigned k = 0; k < words; k++) {
+                uint64_t v = rnd();
+                memcpy(p.guest + i * PAGE_BYTES + rnd() % 512 * 8, &v, 8);
+            }
+        }
+        page_encoder_begin(p.enc);
+        /* Those words with a byte that tells which of their bytes changed, and what there is for each page. */
+        assert_true(encode(&p, pfns, 100, out) < 100 * (words * 9 + 100));
+        page_encoder_reset(p.enc);
+        ship(&p, dirty);
+    }
+    pair_free(&p);
+}
+
 struct job {
     struct page_encoder *enc;
     unsigned thread;
@@ -469,6 +499,7 @@ int main(void)
         cmocka_unit_test(test_r4_lost_block_is_noticed),
         cmocka_unit_test(test_r10_damaged_blocks),
         cmocka_unit_test(test_r9_random_pages),
+        cmocka_unit_test(test_edits_of_random_pages),
         cmocka_unit_test(test_threads_change_nothing),
         cmocka_unit_test(test_r9_no_allocation),
         cmocka_unit_test(test_r9_memory),

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <xencall.h>
 #include <xenctrl.h>
 #include <xenguest.h>
 #include <xentoollog.h>
@@ -39,6 +40,62 @@ xc_interface *xc_interface_open(xentoollog_logger *logger, xentoollog_logger *do
 int xc_interface_close(xc_interface *xch)
 {
     (void)xch;
+    return 0;
+}
+
+static xen_pfn_t p2m[PAGES] = {0x1000, 0x1234, 0x1002, 0x1003, 0x1004, 0x1005};
+static unsigned marked;
+
+int xc_map_domain_meminfo(xc_interface *xch, uint32_t domid, struct xc_domain_meminfo *info)
+{
+    (void)xch;
+    assert_int_equal(domid, 7);
+    *info = (struct xc_domain_meminfo){.p2m_table = p2m, .p2m_size = PAGES};
+    return 0;
+}
+
+int xc_unmap_domain_meminfo(xc_interface *xch, struct xc_domain_meminfo *info)
+{
+    (void)xch, (void)info;
+    return 0;
+}
+
+xencall_handle *xencall_open(xentoollog_logger *logger, unsigned open_flags)
+{
+    (void)logger, (void)open_flags;
+    return (xencall_handle *)&marked;
+}
+
+int xencall_close(xencall_handle *calls)
+{
+    (void)calls;
+    return 0;
+}
+
+void *xencall_alloc_buffer(xencall_handle *calls, size_t size)
+{
+    (void)calls;
+    return malloc(size);
+}
+
+void xencall_free_buffer(xencall_handle *calls, void *buffer)
+{
+    (void)calls;
+    free(buffer);
+}
+
+int xencall4(xencall_handle *calls, unsigned op, uint64_t updates, uint64_t count, uint64_t done, uint64_t domid)
+{
+    const mmu_update_t *u = (const mmu_update_t *)(uintptr_t)updates;
+
+    (void)calls;
+    assert_int_equal(op, __HYPERVISOR_mmu_update);
+    assert_int_equal(count, 1);
+    assert_int_equal(done, 0);
+    assert_int_equal(domid, 7);
+    assert_int_equal(u->val, 1);
+    assert_int_equal(u->ptr, 0x1234000 | MMU_MACHPHYS_UPDATE);
+    marked++;
     return 0;
 }
 
@@ -112,7 +169,7 @@ static void put_page_data(struct buffer *b, uint64_t first, unsigned count, cons
 
 static void put_begin(void)
 {
-    const uint32_t frames[4] = {0, htole32(PAGES - 1)};
+    const uint32_t frames[4] = {0, htole32(PAGES - 1), htole32(1)};
 
     buffer_clear(&start);
     assert_int_equal(stream_put_head(&start, true, 4, 17), 0);
@@ -128,6 +185,7 @@ static int set_up(void **state)
     (void)state;
     complaint = NULL;
     endless = false;
+    marked = 0;
     put_begin();
     buffer_clear(&checkpoint);
     return 0;
@@ -168,6 +226,7 @@ static void r4_r8_checkpoints(void **state)
     assert_memory_equal(pv->types, first, PAGES);
     assert_int_equal(pv->head.len, want.len);
     assert_memory_equal(pv->head.data, want.data, want.len);
+    assert_int_equal(marked, 1);
     assert_page(pv, 5, 0x15);
     assert_page(pv, 3, 0);
 
@@ -197,6 +256,7 @@ static void r4_r8_checkpoints(void **state)
         assert_memory_equal(pv->state.data, want.data, want.len);
     }
     assert_true(pv->taken);
+    assert_int_equal(marked, 7); /* behind each */
     xen_pv_stop(pv);
     bitmap_free(&dirty);
     buffer_free(&want);
@@ -224,6 +284,37 @@ static void complaints(void **state)
     complaint = "no";
     assert_int_equal(xen_pv_start(&pv, 7, &err), -1);
     assert_null(pv);
+}
+
+/* A page that was marked as written does not come: somebody else has read what was written, and it is lost to us (R8). */
+static void r8_tracked_by_somebody_else(void **state)
+{
+    struct bitmap dirty;
+    struct xen_pv *pv;
+    struct error err;
+
+    (void)state;
+    assert_int_equal(bitmap_init(&dirty, PAGES), 0);
+    put_page_data(&start, 0, PAGES, (uint8_t[PAGES]){0}, 1);
+    for (int pass_too = 0; pass_too < 2; pass_too++) {
+        checkpoint_is((uint8_t[]){0, 0, 0}, 1);
+        assert_int_equal(xen_pv_start(&pv, 7, &err), 0);
+        assert_int_equal(xen_pv_take(pv, &dirty, &err), 0);
+        buffer_clear(&checkpoint);
+        put_page_data(&checkpoint, 2, 2, (uint8_t[]){0, 0}, 2);
+        if (pass_too) {
+            xen_pv_stop(pv);
+            buffer_clear(&pass);
+            put_page_data(&pass, 2, 2, (uint8_t[]){0, 0}, 2);
+            assert_int_equal(xen_pv_start(&pv, 7, &err), 0);
+            assert_int_equal(xen_pv_pass(pv, &dirty, &err), -1);
+        } else {
+            assert_int_equal(xen_pv_take(pv, &dirty, &err), -1);
+        }
+        assert_non_null(strstr(err.text, "something else tracks"));
+        xen_pv_stop(pv);
+    }
+    bitmap_free(&dirty);
 }
 
 static void refused(const char *why)
@@ -282,6 +373,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(r4_r8_checkpoints, set_up),
         cmocka_unit_test_setup(complaints, set_up),
+        cmocka_unit_test_setup(r8_tracked_by_somebody_else, set_up),
         cmocka_unit_test_setup(r10_streams_refused, set_up),
         cmocka_unit_test_setup(stops_whatever_it_does, set_up),
     };

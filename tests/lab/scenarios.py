@@ -682,10 +682,10 @@ def bad_input(hosts):
         refused(hosts, 'CONFIG_SHADOW_PAGING')
 
 
-def log_dirty(hosts):
+def log_dirty(hosts, kind='pvh'):
     """xl remus takes log-dirty mode away from a protected domain (R8): noticed before the next checkpoint, and undone later."""
     port = 8002
-    guest_config(hosts)
+    guest_config(hosts, kind=kind)
     start_daemons(hosts)
     start_guest(hosts[0])
     protect(hosts)
@@ -703,6 +703,11 @@ def log_dirty(hosts):
     hosts[0].kill()
     wait_state(hosts[1], 'active')
     goes_on(hosts[1], 4)
+
+
+def pv_log_dirty(hosts):
+    """The same with a PV domain."""
+    log_dirty(hosts, 'pv')
 
 
 def xenstored(hosts):
@@ -976,8 +981,8 @@ ALL = {'self-test': self_test, 'takeover': takeover, 'network': network, 'networ
        'network-learned': network_learned, 'learned': learned, 'network-plug': network_plug,
        'operator': operator, 'shutdown': shutdown, 'database': database, 'preflight': preflight, 'bad-input': bad_input,
        'devices': devices, 'comeback': comeback, 'suspend-channel': suspend_channel, 'log-dirty': log_dirty, 'pv': pv,
-       'pv-database': pv_database, 'xenstored': xenstored}
+       'pv-database': pv_database, 'pv-log-dirty': pv_log_dirty, 'xenstored': xenstored}
 COMPARE = {'compare-remusd': compare_remusd, 'compare-xl': compare_xl, 'compare-remusd-database': compare_remusd_database,
            'compare-xl-database': compare_xl_database}
 MORE = {'kills': kills, 'demo': demo, **COMPARE}  # only by name
-SHADOW = {'pv', 'pv-database'}  # want a Xen with shadow paging, tests/lab/xen-shadow
+SHADOW = {'pv', 'pv-database', 'pv-log-dirty'}  # want a Xen with shadow paging, tests/lab/xen-shadow

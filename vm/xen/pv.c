@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#include <xencall.h>
 #include <xenctrl.h>
 #include <xenguest.h>
 #include <xentoollog.h>
@@ -17,6 +18,7 @@
 #include "pv.h"
 #include "stream.h"
 #include "vm/vm.h"
+#include "xen.h"
 
 #define PIPE_OCTETS (1 << 20)
 #define HEADERS 40 /* image and domain header */
@@ -33,6 +35,9 @@ struct capture {
     uint32_t domid;
     int in, out; /* the stream: this end and the thread's */
     struct complaint complaint;
+    xencall_handle *calls;
+    mmu_update_t *canary; /* marks it as written */
+    bool canary_came;     /* among the pages since it was */
     bool parked; /* once: what comes is of a checkpoint */
     pthread_t thread;
     bool running;
@@ -161,6 +166,7 @@ static int get_pages(struct capture *c, uint32_t length, struct bitmap *dirty, s
         if (pfn >= c->pv.pages)
             return error_set(err, "libxenguest: page %" PRIx64 " of a domain of %" PRIx64, pfn, c->pv.pages);
         c->pv.types[pfn] = type;
+        c->canary_came |= pfn == c->canary->val;
         if (!stream_has_data(type))
             continue;
         data += PAGE_SIZE;
@@ -177,9 +183,13 @@ static int make_room(struct capture *c, const uint8_t *frames, uint32_t length, 
 {
     uint32_t last;
 
-    if (c->pv.memory || length < 8)
+    uint64_t first;
+
+    if (c->pv.memory || length < 16)
         return error_set(err, "libxenguest: a second X86_PV_P2M_FRAMES, or a short one");
     memcpy(&last, frames + 4, sizeof(last));
+    memcpy(&first, frames + 8, sizeof(first));
+    c->canary->val = le64toh(first);
     c->pv.pages = (uint64_t)le32toh(last) + 1;
     c->pv.types = malloc(c->pv.pages);
     c->pv.memory = mmap(NULL, c->pv.pages * PAGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -206,6 +216,33 @@ static int get_other(struct capture *c, uint32_t type, uint32_t length, struct e
     return type == STREAM_PV_P2M_FRAMES ? make_room(c, to->data + at, length, err) : 0;
 }
 
+/*
+ * Xen lets xl take log-dirty mode over without a word, and what one of two reads the other never sees (R8).  So one page, the canary, is
+ * marked as written behind each read, the table's first: when it is not among what libxenguest brings next, somebody else has read.
+ */
+static int find_canary(struct capture *c, struct error *err)
+{
+    xc_interface *xc = xc_interface_open(&c->complaint.logger, &c->complaint.logger, 0);
+    struct xc_domain_meminfo info = {0};
+    int rc = xc ? xc_map_domain_meminfo(xc, c->domid, &info) : -1;
+
+    if (rc == 0 && c->canary->val < info.p2m_size)
+        c->canary->ptr = info.p2m_table[c->canary->val] << XC_PAGE_SHIFT | MMU_MACHPHYS_UPDATE;
+    if (rc == 0)
+        xc_unmap_domain_meminfo(xc, &info);
+    if (xc)
+        xc_interface_close(xc);
+    return c->canary->ptr ? 0 : error_set(err, "the domain's table of frames cannot be read");
+}
+
+static int mark_canary(struct capture *c, struct error *err)
+{
+    c->canary_came = false;
+    return xencall4(c->calls, __HYPERVISOR_mmu_update, (uintptr_t)c->canary, 1, 0, c->domid) < 0
+               ? error_set(err, "a page cannot be marked as written: %s", strerror(errno))
+               : 0;
+}
+
 /* All that comes until libxenguest is parked. */
 static int get_all(struct capture *c, struct bitmap *dirty, struct error *err)
 {
@@ -226,6 +263,13 @@ static int get_all(struct capture *c, struct bitmap *dirty, struct error *err)
     return c->pv.memory ? 0 : error_set(err, "libxenguest: no X86_PV_P2M_FRAMES");
 }
 
+static int get_changes(struct capture *c, struct bitmap *dirty, struct error *err)
+{
+    if (get_all(c, dirty, err) < 0)
+        return -1;
+    return c->canary_came ? mark_canary(c, err) : error_set(err, XEN_NOT_OURS);
+}
+
 static void tell(struct capture *c, enum order order)
 {
     pthread_mutex_lock(&c->lock);
@@ -239,7 +283,7 @@ int xen_pv_pass(struct xen_pv *pv, struct bitmap *dirty, struct error *err)
     struct capture *c = (struct capture *)pv;
 
     tell(c, PASS);
-    return get_all(c, dirty, err);
+    return get_changes(c, dirty, err);
 }
 
 int xen_pv_take(struct xen_pv *pv, struct bitmap *dirty, struct error *err)
@@ -249,13 +293,35 @@ int xen_pv_take(struct xen_pv *pv, struct bitmap *dirty, struct error *err)
     pv->taken = true;
     buffer_clear(&pv->state);
     tell(c, TAKE);
-    return get_all(c, dirty, err);
+    return get_changes(c, dirty, err);
+}
+
+static int begin(struct capture *c, struct error *err)
+{
+    int rc = pthread_create(&c->thread, NULL, save, c);
+
+    if (rc) {
+        close(c->out);
+        return error_set(err, "cannot start a thread: %s", strerror(rc));
+    }
+    c->running = true;
+    c->calls = xencall_open(NULL, 0);
+    c->canary = c->calls ? xencall_alloc_buffer(c->calls, sizeof(*c->canary)) : NULL;
+    if (!c->canary)
+        return error_set(err, "calls of Xen: %s", strerror(errno));
+    memset(c->canary, 0, sizeof(*c->canary));
+    if (buffer_reserve(&c->pv.head, HEADERS) < 0)
+        return error_set(err, "no memory");
+    if (get(c, c->pv.head.data, HEADERS, err) < 0)
+        return -1;
+    c->pv.head.len = HEADERS;
+    return get_all(c, NULL, err) < 0 || find_canary(c, err) < 0 ? -1 : mark_canary(c, err);
 }
 
 int xen_pv_start(struct xen_pv **pv, uint32_t domid, struct error *err)
 {
     struct capture *c = calloc(1, sizeof(*c));
-    int ends[2], rc;
+    int ends[2];
 
     if (!c || pipe2(ends, O_CLOEXEC) < 0) {
         free(c);
@@ -269,23 +335,13 @@ int xen_pv_start(struct xen_pv **pv, uint32_t domid, struct error *err)
     pthread_cond_init(&c->changed, NULL);
     fcntl(c->in, F_SETPIPE_SZ, PIPE_OCTETS);
     *pv = &c->pv;
-    rc = pthread_create(&c->thread, NULL, save, c);
-    if (rc) {
-        close(c->out);
-        error_set(err, "cannot start a thread: %s", strerror(rc));
-    } else {
-        c->running = true;
-        rc = buffer_reserve(&c->pv.head, HEADERS) < 0 ? error_set(err, "no memory") : get(c, c->pv.head.data, HEADERS, err);
-        c->pv.head.len = HEADERS;
+    if (begin(c, err) == 0) {
+        c->parked = true;
+        return 0;
     }
-    if (rc == 0)
-        rc = get_all(c, NULL, err);
-    c->parked = true;
-    if (rc) {
-        xen_pv_stop(*pv);
-        *pv = NULL;
-    }
-    return rc ? -1 : 0;
+    xen_pv_stop(*pv);
+    *pv = NULL;
+    return -1;
 }
 
 void xen_pv_stop(struct xen_pv *pv)
@@ -298,6 +354,9 @@ void xen_pv_stop(struct xen_pv *pv)
     tell(c, STOP);
     if (c->running)
         pthread_join(c->thread, NULL);
+    if (c->canary)
+        xencall_free_buffer(c->calls, c->canary);
+    xencall_close(c->calls);
     if (pv->memory)
         munmap(pv->memory, pv->pages * PAGE_SIZE);
     free(pv->types);

@@ -433,7 +433,7 @@ static int map_memory(struct xen_vm *v, struct error *err)
 static int not_ours(struct xen_vm *v, struct error *err)
 {
     v->tracking = false;
-    return error_set(err, "something else tracks the domain's pages: xl migrate, save or remus");
+    return error_set(err, XEN_NOT_OURS);
 }
 
 /* Xen counts the page as written. */

@@ -41,6 +41,7 @@ static inline void xen_note(int fd, const char *step)
     dprintf(fd, "%lld.%06ld %s\n", (long long)t.tv_sec, t.tv_nsec / 1000, step);
 }
 
+#define XEN_NOT_OURS "something else tracks the domain's pages: xl migrate, save or remus"
 #define XEN_RESTORE_PROGRAM "remus-xen-restore"
 #define XEN_REPLICA_SUFFIX "--replica" /* of the domain's name until its takeover */
 
