@@ -636,6 +636,7 @@ static void test_stamps_tell_what_a_copy_lacks_R5(void **state)
     make_image(paths[0]);
     assert_int_equal(image_take(paths[0], &err), 0);
     assert_int_equal(image_open(&im, paths[0], true, &err), 0);
+    assert_int_equal(im.blocks, DISK_SIZE / IMAGE_BLOCK);
     image_stamp(&im, IMAGE_BLOCK - 1, 2, 5);
     image_stamp(&im, 10 * IMAGE_BLOCK, 1, 9);
     assert_int_equal(image_next_changed(&im, 0, 0), 0);
