@@ -52,6 +52,8 @@ static struct engine engine;
 static struct link *backup;
 static struct receiver *receiver;
 static uint8_t replica[PAGES * PAGE_SIZE];
+static unsigned coding; /* of the last block: how it is compressed (pagecodec.h) */
+static uint64_t rate; /* that the link says it carries */
 static uint64_t received[2]; /* as struct engine_stats counts what is sent */
 
 static int call(const char *step, struct error *err)
@@ -148,13 +150,23 @@ static void port_release(struct port *p, uint64_t epoch)
 
 static const struct port_ops noted_ops = {.name = "noted", .barrier = port_barrier, .hold = port_hold, .release = port_release};
 
+static uint64_t link_carries(struct chan *c)
+{
+    (void)c;
+    return rate;
+}
+
 /* committed: as WELCOME says it, 0 to send everything. */
 static void connect_pair(uint64_t committed)
 {
+    static struct chan_ops ops;
     struct chan *ends[2];
     struct error err = {""};
 
     assert_int_equal(mem_chan_pair(ends, 1 << 20), 0);
+    ops = *ends[0]->ops;
+    ops.rate = link_carries;
+    ends[0]->ops = &ops;
     receiver_start(receiver, committed ? START_RESUME : START_ANEW);
     backup = link_new(ends[1]);
     assert_non_null(backup);
@@ -213,6 +225,8 @@ static uint64_t take_checkpoint(uint64_t *pages)
         result = receiver_record(receiver, &rec, &err);
         if (result == RECEIVER_ERROR)
             fail_msg("%s", err.text);
+        if (rec.type == PROTO_PAGES)
+            coding = rec.body[1];
         if (rec.type == PROTO_PAGES)
             received[rec.epoch == 0] += rec.length + PROTO_HEADER_LEN;
         else if (rec.type == PROTO_STATE || rec.type == PROTO_NET)
@@ -369,6 +383,42 @@ static void r2_pages_in_many_blocks(void **state)
     assert_true(s->sent[0] == received[0] && s->sent[1] == 0);
     assert_int_equal(s->codec.bytes_in, s->raw[0]);
     assert_true(s->encode_ns > 0);
+}
+
+/* The operator's choice stays; auto takes what makes less of it when the link is slow. */
+static void codec_that_was_configured(void **state)
+{
+    static const struct {
+        const char *compression;
+        unsigned first, last;
+    } cases[] = {{"off", 0, 0}, {"lz4", 1, 1}, {"zstd", 2, 2}, {"auto", 1, 2}};
+    static struct vm_config cfg;
+    struct error err;
+
+    (void)state;
+    cfg = *engine.cfg;
+    rate = 10000;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        cfg.compression = (char *)cases[i].compression;
+        engine_free(&engine);
+        engine_init(&engine, &cfg);
+        assert_int_equal(engine_open(&engine, &guest.vm, &port.port, &err), 0);
+        connect_pair(0);
+        for (uint64_t n = 1; n <= 30; n++) {
+            for (unsigned pfn = 0; pfn < 16; pfn++) {
+                for (unsigned at = 0; at < PAGE_SIZE; at++)
+                    guest.memory[pfn * PAGE_SIZE + at] = "checkpoint"[(at * n + at / 100) % 11];
+                write_page(pfn);
+            }
+            checkpoint();
+            assert_int_equal(take_checkpoint(NULL), n);
+            assert_true(n > 1 || coding == cases[i].first);
+            acknowledge(n);
+        }
+        assert_int_equal(coding, cases[i].last);
+        disconnect_pair();
+    }
+    rate = 0;
 }
 
 static void r2_what_was_in_flight_comes_again(void **state)
@@ -545,6 +595,7 @@ int main(void)
         TEST(r2_r4_r8_a_checkpoint_that_fails_half_way),
         TEST(r1_r4_a_checkpoint_that_fails_behind_another),
         TEST(r2_pages_in_many_blocks),
+        TEST(codec_that_was_configured),
         TEST(r2_what_was_in_flight_comes_again),
         TEST(r1_acknowledgements_of_what_is_not_in_flight),
         TEST(r10_what_else_a_backup_says),

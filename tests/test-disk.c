@@ -149,6 +149,50 @@ static void test_entries_are_checked_R10(void **state)
     assert_int_equal(entry_get(&got, &at, out + 31, sizes, 2, &err), -1);
 }
 
+/* The longest and the last are taken, what is one octet longer or further is not; what is not data is zero. */
+static void test_entries_at_their_limits_R10(void **state)
+{
+    static const uint64_t sizes[] = {UINT64_C(1) << 33, UINT64_C(1) << 33};
+    static const struct {
+        unsigned kind;
+        uint32_t length;
+        uint64_t offset;
+        bool ok;
+    } cases[] = {
+        {ENTRY_WRITE, ENTRY_DATA_MAX, UINT64_C(1) << 32, true}, {ENTRY_WRITE, ENTRY_DATA_MAX + 1, 0, false},
+        {ENTRY_WRITE, 1, (UINT64_C(1) << 33) - 1, true}, {ENTRY_WRITE, 2, (UINT64_C(1) << 33) - 1, false},
+        {ENTRY_WRITE, 16, 0, true}, {ENTRY_WRITE, 17, 0, true},
+        {ENTRY_ZERO, UINT32_MAX, 4097, true}, {ENTRY_TRIM, UINT32_MAX, 4096, true}, {ENTRY_TRIM, 1, UINT64_C(1) << 33, false},
+        {ENTRY_CHECK, ENTRY_CHECK_MAX, ENTRY_CHECK_MAX, true}, {ENTRY_CHECK, ENTRY_CHECK_MAX + 1, 0, false},
+        {ENTRY_CHECK, 1, ENTRY_CHECK_MAX - 1, false}, {ENTRY_CHECK, 1, 0, true},
+    };
+    static uint8_t data[ENTRY_DATA_MAX + 1], out[ENTRY_DATA_MAX + 64], zeros[32];
+    struct error err;
+
+    (void)state;
+    memset(data, 0x77, sizeof(data));
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        bool write = cases[i].kind == ENTRY_WRITE;
+        struct entry e = {cases[i].kind, 1, cases[i].length, cases[i].offset, write ? data : NULL, 0x55}, got;
+        size_t size = entry_size(e.kind, e.length), used = ENTRY_HEAD + (write ? e.length : e.kind == ENTRY_CHECK ? 8 : 0);
+        const uint8_t *at = out;
+
+        assert_true(size % 16 == 0 && size >= used && size - used < 16);
+        memset(out, 0xff, sizeof(out));
+        entry_put(out, &e);
+        assert_memory_equal(out + 2, zeros, 2);
+        assert_memory_equal(out + used, zeros, size - used);
+        assert_int_equal(out[size], 0xff);
+        assert_int_equal(entry_get(&got, &at, out + sizeof(out), sizes, 2, &err), cases[i].ok ? 0 : -1);
+        assert_ptr_equal(at, cases[i].ok ? out + size : out); /* what is refused is not passed over */
+        if (!cases[i].ok)
+            continue;
+        assert_true(got.kind == e.kind && got.disk == 1 && got.length == e.length && got.offset == e.offset);
+        assert_true(e.kind != ENTRY_CHECK || got.hash == 0x55);
+        assert_int_equal(write ? memcmp(got.data, data, e.length) : 0, 0);
+    }
+}
+
 /* --- the queue --- */
 
 static void put(struct queue *q, uint64_t number, uint32_t length)
@@ -592,6 +636,7 @@ static void test_stamps_tell_what_a_copy_lacks_R5(void **state)
     make_image(paths[0]);
     assert_int_equal(image_take(paths[0], &err), 0);
     assert_int_equal(image_open(&im, paths[0], true, &err), 0);
+    assert_int_equal(im.blocks, DISK_SIZE / IMAGE_BLOCK);
     image_stamp(&im, IMAGE_BLOCK - 1, 2, 5);
     image_stamp(&im, 10 * IMAGE_BLOCK, 1, 9);
     assert_int_equal(image_next_changed(&im, 0, 0), 0);
@@ -623,6 +668,98 @@ static void test_stamps_tell_what_a_copy_lacks_R5(void **state)
     assert_int_equal(image_take(paths[0], &err), -1);
     assert_non_null(strstr(err.text, "stale"));
     assert_non_null(strstr(err.text, "17"));
+}
+
+/* What is written to an image while nobody stamps it makes it another; its checkpoint stays. */
+static void test_image_that_is_not_the_one_it_was_R5(void **state)
+{
+    static const struct {
+        bool clean, grown, rebooted, same;
+    } cases[] = {{false, false, false, true}, {true, false, false, true}, {true, false, true, true},
+                 {false, false, true, false}, {false, true, false, false}, {true, true, false, false}};
+    struct error err;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+        struct image_record rec;
+        struct stat before;
+        struct image im;
+
+        make_image(paths[0]);
+        assert_int_equal(image_take(paths[0], &err), 0);
+        assert_int_equal(image_validate(paths[0], 17, &err), 0); /* as after a takeover: the same until its guest has run */
+        assert_int_equal(image_read(paths[0], &rec, &err), 1);
+        assert_int_equal(image_take(paths[0], &err), 0);
+        assert_true(id_of(paths[0]) == rec.id);
+        assert_int_equal(image_open(&im, paths[0], true, &err), 0);
+        image_stamp(&im, 0, 1, 5);
+        image_close(&im);
+        if (cases[i].clean)
+            assert_int_equal(image_release(paths[0], &err), 0);
+        assert_int_equal(image_read(paths[0], &rec, &err), 1);
+        assert_true(rec.role == IMAGE_VALID && rec.clean == cases[i].clean);
+        if (cases[i].rebooted)
+            strcpy(rec.boot, "another");
+        assert_int_equal(image_write(paths[0], &rec, &err), 0);
+        assert_int_equal(stat(paths[0], &before), 0);
+        if (cases[i].grown)
+            assert_int_equal(truncate(paths[0], DISK_SIZE + 4096), 0);
+        assert_int_equal(utimensat(AT_FDCWD, paths[0], (struct timespec[]){before.st_atim, before.st_mtim}, 0), 0);
+        assert_int_equal(image_take(paths[0], &err), 0);
+        assert_int_equal(id_of(paths[0]) == rec.id, cases[i].same);
+        assert_int_equal(image_read(paths[0], &rec, &err), 1);
+        assert_true(rec.epoch == 17 && !rec.clean && strcmp(rec.boot, "another") != 0);
+        assert_int_equal(image_open(&im, paths[0], false, &err), 0);
+        assert_int_equal(image_last_generation(&im), cases[i].same ? 5 : 0);
+        image_close(&im);
+    }
+}
+
+static void test_images_of_any_size_and_none(void **state)
+{
+    static char name[PATH_MAX + 8], record[PATH_MAX];
+    uint64_t size = 0;
+    struct image im;
+    struct error err;
+
+    (void)state;
+    memset(name, 'x', sizeof(name));
+    for (unsigned length = PATH_MAX - 7; length <= PATH_MAX - 6; length++) {
+        name[length] = '\0';
+        assert_int_equal(image_record_path(name, record), length == PATH_MAX - 7 ? 0 : -1);
+        assert_int_equal(image_read(name, &(struct image_record){0}, &err), -1);
+        name[length] = 'x';
+    }
+    assert_int_equal(image_size(paths[0], 0, &size, &err), -1); /* there is none */
+    assert_int_equal(image_size(dir, 4096, &size, &err), -1);
+    assert_int_equal(image_size(paths[0], 3 * IMAGE_BLOCK + 512, &size, &err), 0);
+    assert_int_equal(size, 3 * IMAGE_BLOCK + 512);
+    assert_int_equal(image_size(paths[0], 77, &size, &err), 0); /* that is not what it is for */
+    assert_int_equal(size, 3 * IMAGE_BLOCK + 512);
+    assert_int_equal(image_open(&im, paths[0], true, &err), -1); /* nobody has taken it */
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(i ? image_disown(paths[0], 1, &err) : image_release(paths[0], &err), 0);
+        assert_int_equal(image_read(paths[0], &(struct image_record){0}, &err), 0); /* nor does so now */
+    }
+    assert_int_equal(image_validate(paths[0], 1, &err), -1);
+    assert_int_equal(image_take(paths[0], &err), 0);
+    assert_int_equal(image_open(&im, paths[0], true, &err), 0);
+    assert_true(im.regular && im.blocks == 4 && im.size == size);
+    image_stamp(&im, 2 * IMAGE_BLOCK, 0, 9);
+    assert_int_equal(image_last_generation(&im), 0);
+    image_stamp(&im, 3 * IMAGE_BLOCK + 511, 1, 7);
+    image_stamp(&im, IMAGE_BLOCK, IMAGE_BLOCK, 6);
+    for (unsigned i = 0; i < 4; i++)
+        assert_int_equal(image_stamp_at(&im, i * IMAGE_BLOCK + 511), i == 3 ? 7 : i == 1 ? 6 : 0);
+    image_close(&im);
+    assert_int_equal(im.fd, -1);
+    image_close(&im); /* of none */
+    assert_int_equal(truncate(paths[0], 0), 0);
+    assert_int_equal(image_size(paths[0], 0, &size, &err), -1);
+    assert_non_null(strstr(err.text, "empty"));
+    assert_int_equal(image_open(&im, paths[0], true, &err), -1);
+    assert_int_equal(image_size(paths[0], 8192, &size, &err), 0);
+    assert_int_equal(size, 8192);
 }
 
 /* One server after the other, of one disk, of both, of the other: none begins where an earlier one may have counted. */
@@ -1488,6 +1625,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_entries_are_checked_R10, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_entries_at_their_limits_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_queue_keeps_order_and_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_entries_at_the_end_of_the_ring_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_ranges_that_entries_touch_R5, set_up, tear_down),
@@ -1498,6 +1636,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_blocks_are_read_as_of_their_generation_R4_R5_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_epoch_ends_at_its_barrier_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_stamps_tell_what_a_copy_lacks_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_image_that_is_not_the_one_it_was_R5, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_images_of_any_size_and_none, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_generations_grow_over_all_servers_R5, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_records_that_make_no_sense_R10, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_damaged_record_is_refused_R10, set_up, tear_down),

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -18,6 +19,7 @@
 
 struct nbdkit_plugin *plugin_init(void); /* nbdkit's header leaves that to the macro */
 #include "disk/plugin.c"
+#include "disk/server.h"
 
 #define MIB (1u << 20)
 #define SIZE (4 * MIB)
@@ -165,9 +167,14 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-    char command[96];
+    char command[96], served[96];
+    pid_t left;
 
     (void)state;
+    snprintf(served, sizeof(served), "%s/v.disk-queue", dir);
+    left = queue_server(served); /* of a test that failed */
+    if (left > 0)
+        kill(left, SIGKILL);
     snprintf(command, sizeof(command), "rm -rf %s", dir);
     return system(command);
 }
@@ -510,6 +517,132 @@ static void r5_one_server_after_the_other(void **state)
     }
 }
 
+/* --- disk/server.c, with nbdkit's own program --- */
+
+static uint64_t status_of(pid_t pid, const char *key)
+{
+    char path[64], line[128];
+    unsigned long value = 0;
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    f = fopen(path, "re");
+    assert_non_null(f);
+    while (fgets(line, sizeof(line), f))
+        if (strncmp(line, key, strlen(key)) == 0)
+            sscanf(line + strlen(key), strcmp(key, "PPid:") == 0 ? "%lu" : "%lx", &value);
+    fclose(f);
+    return value;
+}
+
+#define BIT(signal) (UINT64_C(1) << ((signal) - 1))
+
+/* One that needs nothing of the daemon that started it, and ends in order, or by force. */
+static void r5_a_server_that_outlives_its_daemon(void **state)
+{
+    struct vm_config cfg = {.name = "v", .run_dir = dir, .disks = (char *[]){paths_of[0], paths_of[1]}, .disk_count = 2,
+                            .disk_queue_bytes = 2 * MIB, .disk_reads_bytes = 65536};
+    char nbd[96], queue_at[108];
+    struct queue_stats stats;
+    struct image_record rec;
+    struct error err;
+    sigset_t none, some;
+    struct stat st;
+    pid_t pid;
+
+    (void)state;
+    if (!getenv("REMUS_LIBEXEC") || system("nbdkit --version >/dev/null 2>&1") != 0)
+        skip();
+    snprintf(nbd, sizeof(nbd), "%s/v.nbd", dir);
+    close(open(nbd, O_WRONLY | O_CREAT | O_CLOEXEC, 0600)); /* of one that was killed */
+    assert_int_equal(disk_queue_path(&cfg, queue_at), 0);
+    assert_false(disk_server_alive(&cfg));
+    assert_int_equal(disk_server_stop(&cfg, &err), 0);
+    sigemptyset(&some);
+    sigaddset(&some, SIGTERM);
+    sigprocmask(SIG_BLOCK, &some, &none);
+    signal(SIGUSR1, SIG_IGN);
+    for (unsigned i = 0; i < 3; i++) {
+        bool standby_now = i == 1;
+
+        for (unsigned n = 0; standby_now && n < 2; n++) {
+            assert_int_equal(image_read(paths_of[n], &rec, &err), 1);
+            rec.role = IMAGE_REPLICA;
+            rec.clean = false;
+            assert_int_equal(image_write(paths_of[n], &rec, &err), 0);
+        }
+        if (disk_server_start(&cfg, standby_now, &err) < 0)
+            fail_msg("%s", err.text);
+        pid = queue_server(queue_at);
+        assert_true(pid > 0 && disk_server_alive(&cfg));
+        assert_true(stat(nbd, &st) == 0 && S_ISSOCK(st.st_mode));
+        assert_true(status_of(pid, "PPid:") != (uint64_t)getpid() && getsid(pid) != getsid(0));
+        assert_int_equal(status_of(pid, "SigBlk:"), 0);
+        assert_int_equal(status_of(pid, "SigIgn:") & (BIT(SIGUSR1) | BIT(SIGXFSZ)), BIT(SIGXFSZ));
+        assert_int_equal(queue_open(&reader, queue_at, &err), 0);
+        assert_int_equal(queue_writable(&reader), !standby_now);
+        queue_stats(&reader, &stats);
+        assert_int_equal(stats.max_bytes, 2 * MIB);
+        assert_int_equal(reader.read_count, 65536 / 16);
+        queue_close(&reader);
+        assert_int_equal(disk_server_start(&cfg, standby_now, &err), -1);
+        assert_non_null(strstr(err.text, "runs already"));
+        if (i == 2)
+            kill(pid, SIGSTOP); /* it does not hear what it is told */
+        assert_int_equal(disk_server_stop(&cfg, &err), 0);
+        assert_false(disk_server_alive(&cfg));
+        for (unsigned n = 0; n < 2; n++) {
+            assert_int_equal(image_read(paths_of[n], &rec, &err), 1);
+            assert_int_equal(rec.clean, i == 0);
+            rec.role = IMAGE_VALID;
+            assert_int_equal(image_write(paths_of[n], &rec, &err), 0);
+        }
+    }
+    signal(SIGUSR1, SIG_DFL);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* Why, in its own words. */
+static void r10_a_server_that_does_not_start(void **state)
+{
+    struct vm_config cfg = {.name = "v", .run_dir = dir, .disks = (char *[]){paths_of[0]}, .disk_count = 1,
+                            .disk_queue_bytes = MIB};
+    const char *path = getenv("PATH");
+    char program[96], long_dir[120];
+    struct error err;
+    FILE *f;
+
+    (void)state;
+    if (!getenv("REMUS_LIBEXEC"))
+        skip();
+    path = strdup(path ? path : "");
+    setenv("PATH", dir, 1);
+    assert_int_equal(disk_server_start(&cfg, false, &err), -1);
+    assert_non_null(strstr(err.text, "is nbdkit installed?"));
+    snprintf(program, sizeof(program), "%s/nbdkit", dir);
+    f = fopen(program, "we");
+    fputs("#!/bin/sh\necho out\necho first >&2\necho second >&2\n", f);
+    fclose(f);
+    chmod(program, 0700);
+    for (unsigned i = 0; i < 2; i++) { /* only this time's */
+        assert_int_equal(disk_server_start(&cfg, false, &err), -1);
+        assert_non_null(strstr(err.text, "ended at once: first"));
+        assert_null(strstr(err.text, "second"));
+    }
+    memset(long_dir, 'x', sizeof(long_dir));
+    long_dir[0] = '/';
+    for (size_t length = 90; length < 110; length += 19) {
+        long_dir[length] = '\0';
+        cfg.run_dir = long_dir;
+        assert_int_equal(disk_server_start(&cfg, false, &err), -1);
+        assert_int_equal(strstr(err.text, "too long") != NULL, length > 100);
+        assert_false(disk_server_alive(&cfg));
+        long_dir[length] = 'x';
+    }
+    setenv("PATH", path, 1);
+    free((char *)path);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -520,6 +653,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(r5_reads, set_up, tear_down),
         cmocka_unit_test_setup_teardown(r5_standby_changes_nothing, set_up, tear_down),
         cmocka_unit_test_setup_teardown(r5_one_server_after_the_other, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(r5_a_server_that_outlives_its_daemon, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(r10_a_server_that_does_not_start, set_up, tear_down),
     };
 
     return cmocka_run_group_tests_name("plugin", tests, NULL, NULL);

@@ -272,11 +272,14 @@ def network_learned(hosts):
     lose_server(hosts, (), memory=None)
 
 
+OTHERS = 'others {\ninterval = 500\nheartbeat = 100\ntimeout = 5000\ntakeover = automatic\n}\n'
+
+
 def learned(hosts):
-    """No section for the domain on either host, a stock vif: protect --to, remusd and backupd anew, power lost (R1, R7)."""
+    """No section for the domain on either host, a stock vif: protect --to, remusd and backupd anew, power lost; and back (R1, R7)."""
     guest_config(hosts, 'lab.load=4,50', network=True, stock=True)
     for host in hosts:
-        host.write('/etc/remusd.conf', 'others {\ninterval = 500\nheartbeat = 100\ntimeout = 5000\ntakeover = automatic\n}\n')
+        host.write('/etc/remusd.conf', OTHERS)
     launch_daemons(hosts)
     start_guest(hosts[0])
     if hosts[0].try_run(f'remusctl protect {GUEST}').returncode == 0:
@@ -291,8 +294,18 @@ def learned(hosts):
         wait_state(hosts[0], 'protected')
         wait_state(hosts[1], 'ready')
     lose_protected_server(hosts)
-    if hosts[1].try_run(f'remusctl forget {GUEST}').returncode == 0:
+    first, second = hosts
+    if second.try_run(f'remusctl forget {GUEST}').returncode == 0:
         raise LabError('a domain that runs here was forgotten')
+
+    first.boot()
+    first.wait_booted()
+    first.install(first.tree)
+    first.write('/etc/remusd.conf', OTHERS)
+    second.run(f'remusctl forget --active {GUEST}')
+    launch_daemons([second, first])
+    second.run(f'remusctl protect {GUEST} --to {first.address}')
+    lose_protected_server([second, first])
 
 
 def network_plug(hosts):
