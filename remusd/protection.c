@@ -57,6 +57,19 @@ static bool request_waits(struct protection *p)
     return p->request != REQUEST_NONE;
 }
 
+/* R2, R10: a backup that lacks what it has acknowledged, or holds what it never got, is believed nothing. */
+static int check_committed(struct protection *p, bool continuous, uint64_t committed, struct error *err)
+{
+    const struct engine *e = &p->engine;
+    uint64_t least = e->pacer.acked > e->taken_before ? e->pacer.acked : p->committed ? p->committed : e->taken_before + 1;
+
+    if (committed == 0 || (continuous && committed >= least && committed <= e->pacer.taken))
+        return 0;
+    p->continuous = false;
+    return error_set(err, "backup %s says that it holds checkpoint %" PRIu64 ", which cannot be: sending everything anew",
+                     p->cfg->backup, committed);
+}
+
 /* True with a link attached to the engine; otherwise the lifecycle has been told why not. */
 static bool connect_backup(struct protection *p, uint64_t *committed)
 {
@@ -72,7 +85,9 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
 
     if (answer == ANSWER_WELCOME) {
         e->send_blocks = welcome.features & FEATURE_BLOCKS;
-        if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
+        if (check_committed(p, continuous, welcome.committed, &err) < 0) {
+            link_free(link);
+        } else if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
             error_set(&err, "cannot start a thread");
             link_free(link);
         } else if (engine_attach(&p->engine, link, welcome.committed, &err) == 0) {
