@@ -20,14 +20,6 @@
 
 #define EVERYTHING_NS (10 * NS_PER_S) /* then the primary has given up, too */
 
-/* "10.0.0.1:2" and "10.0.0.1:3" */
-static bool same_host(const char *a, const char *b)
-{
-    const char *end_a = strrchr(a, ':'), *end_b = strrchr(b, ':');
-
-    return end_a && end_b && end_a - a == end_b - b && strncmp(a, b, (size_t)(end_a - a)) == 0;
-}
-
 /*
  * What check_state() of welcome.c would find, from what is published.  *here: a replica is here.  False: the VM itself runs here, and
  * what else is in the way is its own.
@@ -52,7 +44,7 @@ static bool check_state(struct standby *s, const char *peer, bool *here, json_t 
         break;
     case DT_SYNCING:
     case DT_READY:
-        if (!same_host(peer, v.primary))
+        if (strcmp(peer, v.primary) != 0)
             preflight_lacks(lacks, "remusctl unprotect there", "%s is protected by the primary at %s", s->section->name, v.primary);
         break;
     default:

@@ -50,6 +50,7 @@ struct standby {
     uint64_t session, bytes_before;
     uint64_t spent;        /* the session whose guest was activated here */
     uint64_t next_health;
+    const char *greeted;   /* how the primary was welcomed, and no checkpoint has come since */
     unsigned unseen;       /* looks in a row that did not find the guest */
     struct view view;
 

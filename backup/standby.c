@@ -109,6 +109,7 @@ static void whole_checkpoint(struct standby *s)
     }
     fault_crash("backup-after-apply", epoch);
     s->view.checkpoints++;
+    s->greeted = NULL;
     if (s->detector.state == DT_SYNCING)
         log_info(s->cfg->name, "ready: checkpoint %" PRIu64 " is the first whole one", epoch);
     detector_committed(&s->detector, clock_ns());

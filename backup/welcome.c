@@ -247,7 +247,9 @@ static int welcome(struct standby *s, const struct proto_hello *hello, struct er
     link_send(s->link, PROTO_WELCOME, 0, &iov, 1); /* the same */
     s->view.ended = false;
     detector_connected(&s->detector, start != START_ANEW, hello->timeout_ms * NS_PER_MS, clock_ns());
-    log_info(s->cfg->name, "primary %s connected, %s", link_peer(s->link), words[start]);
+    if (s->greeted != words[start])
+        log_info(s->cfg->name, "primary %s connected, %s", link_peer(s->link), words[start]);
+    s->greeted = words[start];
     return 0;
 }
 

@@ -15,7 +15,7 @@
 
 struct chan {
     const struct chan_ops *ops;
-    char peer[64]; /* for messages: "10.78.0.2:7910" */
+    char peer[64]; /* for messages: "10.78.0.2:7910", or, of whoever connected to us, "10.78.0.1" */
     uint64_t send_until; /* clock_ns at which send gives up, with ETIMEDOUT; 0: never */
 };
 

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "cleanup.h"
 #include "config.h"
@@ -617,6 +618,18 @@ static int check_vm(const struct vm_config *vm, int end)
     return 0;
 }
 
+/* Under two names, too, where it exists already: the backup may be about to make it. */
+static bool same_image(const char *a, const char *b)
+{
+    struct stat x, y;
+
+    if (strcmp(a, b) == 0)
+        return true;
+    if (stat(a, &x) < 0 || stat(b, &y) < 0)
+        return false;
+    return S_ISBLK(x.st_mode) && S_ISBLK(y.st_mode) ? x.st_rdev == y.st_rdev : x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 /* Two guests on one image or tap: the second one would ruin it for both. */
 static int check_shared(const struct vm_config *vm, int end)
 {
@@ -627,9 +640,9 @@ static int check_shared(const struct vm_config *vm, int end)
             return fail(line_of("tap", end), vm, "tap = \"%.80s\" is vm %s's already; each VM needs its own", vm->tap, other->name);
         for (unsigned i = 0; i < vm->disk_count; i++)
             for (unsigned k = 0; k < (other == vm ? i : other->disk_count); k++)
-                if (strcmp(vm->disks[i], other->disks[k]) == 0)
-                    return fail(parse->disks_line, vm, "disks = \"%.80s\" is vm %s's already; each disk needs an image of its own",
-                                vm->disks[i], other->name);
+                if (same_image(vm->disks[i], other->disks[k]))
+                    return fail(parse->disks_line, vm, "disks = \"%.80s\" is vm %s's already, as \"%.80s\"; each disk needs an image "
+                                "of its own", vm->disks[i], other->name, other->disks[k]);
         if (other == vm)
             break;
     }

@@ -127,18 +127,21 @@ static const struct chan_ops tcp_ops = {
     .close = tcp_close,
 };
 
-static void name_peer(struct chan *c, const struct sockaddr *sa, socklen_t len)
+/* Of a connection that was accepted the port says nothing, and no two have the same: one fault, one message. */
+static void name_peer(struct chan *c, const struct sockaddr *sa, socklen_t len, bool accepted)
 {
     char host[46], port[8];
 
     if (getnameinfo(sa, len, host, sizeof(host), port, sizeof(port),
-                    NI_NUMERICHOST | NI_NUMERICSERV) == 0)
-        snprintf(c->peer, sizeof(c->peer), strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
-    else
+                    NI_NUMERICHOST | NI_NUMERICSERV) < 0)
         snprintf(c->peer, sizeof(c->peer), "unknown");
+    else if (accepted)
+        snprintf(c->peer, sizeof(c->peer), "%s", host);
+    else
+        snprintf(c->peer, sizeof(c->peer), strchr(host, ':') ? "[%s]:%s" : "%s:%s", host, port);
 }
 
-struct chan *tcp_accepted(int fd, struct error *err)
+static struct chan *wrap(int fd, bool accepted, struct error *err)
 {
     struct sockaddr_storage sa;
     socklen_t len = sizeof(sa);
@@ -146,7 +149,7 @@ struct chan *tcp_accepted(int fd, struct error *err)
     int one = 1, rto_us = RTO_MIN_US;
 
     if (!t || getpeername(fd, (struct sockaddr *)&sa, &len) < 0) {
-        error_set(err, "accepted connection: %s", strerror(errno));
+        error_set(err, "new connection: %s", strerror(errno));
         close(fd);
         free(t);
         return NULL;
@@ -155,8 +158,13 @@ struct chan *tcp_accepted(int fd, struct error *err)
     setsockopt(fd, IPPROTO_TCP, TCP_RTO_MIN_US, &rto_us, sizeof(rto_us)); /* not before Linux 6.16 */
     t->chan.ops = &tcp_ops;
     t->fd = fd;
-    name_peer(&t->chan, (struct sockaddr *)&sa, len);
+    name_peer(&t->chan, (struct sockaddr *)&sa, len, accepted);
     return &t->chan;
+}
+
+struct chan *tcp_accepted(int fd, struct error *err)
+{
+    return wrap(fd, true, err);
 }
 
 static struct addrinfo *resolve(const char *address, int flags, struct error *err)
@@ -206,7 +214,7 @@ struct chan *tcp_connect(const char *address, uint64_t timeout_ns, struct error 
 
         if (fd >= 0 && connect_until(fd, ai, deadline) == 0) {
             freeaddrinfo(list);
-            return tcp_accepted(fd, err);
+            return wrap(fd, false, err);
         }
         saved = errno;
         if (fd >= 0)

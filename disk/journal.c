@@ -103,6 +103,32 @@ struct journal {
     struct error why;
 };
 
+/* For a message: what to do about it, where somebody can.  The primary comes back by itself (remusd/lifecycle.h). */
+static const char *way_out(int error)
+{
+    switch (error) {
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+        return " (make room on the backup: the primary tries again by itself)";
+    case EIO:
+        return " (see the kernel's log on the backup: once that is mended, the primary tries again by itself)";
+    default:
+        return "";
+    }
+}
+
+/* With errno. */
+static int journal_error(const struct journal *j, struct error *err)
+{
+    return error_set(err, "%s: %s%s", j->path, strerror(errno), way_out(errno));
+}
+
+static int image_error(const struct journal *j, unsigned disk, struct error *err)
+{
+    return error_set(err, "disk \"%s\": %s%s", j->images[disk], strerror(errno), way_out(errno));
+}
+
 /* --- the file --- */
 
 static int put_header(struct journal *j, const struct header *h, struct error *err)
@@ -126,7 +152,7 @@ static int put_header(struct journal *j, const struct header *h, struct error *e
     wire_put_uint(&w, XXH3_64bits(out, sizeof(out) - 8), 8);
     /* One sector: there is the old header or the new one. */
     if (pwrite(j->fd, out, sizeof(out), 0) != sizeof(out) || fdatasync(j->fd) < 0)
-        return error_set(err, "%s: %s", j->path, strerror(errno));
+        return journal_error(j, err);
     return 0;
 }
 
@@ -286,8 +312,8 @@ static int check_image(struct journal *j, const struct entry *e, struct error *e
     bool same;
 
     if (pread(j->image_fds[e->disk], data, e->length, (off_t)e->offset) != (ssize_t)e->length)
-        return error_set(err, "disk \"%s\": reading %" PRIu32 " octets at %" PRIu64 ": %s", j->images[e->disk],
-                         e->length, e->offset, strerror(errno));
+        return error_set(err, "disk \"%s\": reading %" PRIu32 " octets at %" PRIu64 ": %s%s", j->images[e->disk],
+                         e->length, e->offset, strerror(errno), way_out(errno));
     same = XXH3_64bits(data, e->length) == e->hash;
     SCOPED_LOCK(&j->lock);
     j->checked += e->length;
@@ -332,8 +358,7 @@ static int change_images(struct journal *j, const uint8_t *entries, size_t lengt
             continue;
         }
         if (apply_entry(&e, j->image_fds[e.disk]) < 0)
-            return error_set(err, "disk \"%s\": changing %" PRIu32 " octets at %" PRIu64 ": %s",
-                             j->images[e.disk], e.length, e.offset, strerror(errno));
+            return image_error(j, e.disk, err); /* not where: the same fault is to give the same message again */
     }
     return 0;
 }
@@ -342,7 +367,7 @@ static int sync_images(const struct journal *j, struct error *err)
 {
     for (unsigned i = 0; i < j->count; i++)
         if (fdatasync(j->image_fds[i]) < 0)
-            return error_set(err, "disk \"%s\": %s", j->images[i], strerror(errno));
+            return image_error(j, i, err);
     return 0;
 }
 
@@ -378,7 +403,7 @@ static int flush(struct journal *j, struct error *err)
     target = j->committed;
     pthread_mutex_unlock(&j->lock);
     if (fdatasync(j->fd) < 0)
-        return error_set(err, "%s: %s", j->path, strerror(errno));
+        return journal_error(j, err);
     SCOPED_LOCK(&j->lock);
     j->flushed = target;
     return 0;
@@ -645,7 +670,7 @@ static int open_file(struct journal *j, const struct disk_info *disks, size_t ca
 
     j->fd = open(j->path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (j->fd < 0)
-        return error_set(err, "%s: %s", j->path, strerror(errno));
+        return journal_error(j, err);
     capacity &= ~(size_t)4095;
     known = get_header(j, &j->durable) && j->durable.count == j->count;
     for (unsigned i = 0; known && i < j->count; i++)
@@ -662,10 +687,12 @@ static int open_file(struct journal *j, const struct disk_info *disks, size_t ca
     j->durable.capacity = j->capacity = capacity;
     rc = ftruncate(j->fd, (off_t)(HEADER + capacity)) < 0 ? errno
                                                            : posix_fallocate(j->fd, 0, (off_t)(HEADER + capacity));
+    if (rc && ftruncate(j->fd, HEADER) < 0) /* nor stays it full because of this */
+        return journal_error(j, err);
     if (rc) /* all of it now: a full disk shows here and not in a commit */
-        return error_set(err, "%s: journal of %zu MiB: %s", j->path, capacity >> 20, strerror(rc));
+        return error_set(err, "%s: journal of %zu MiB: %s%s", j->path, capacity >> 20, strerror(rc), way_out(rc));
     if (write_zeros(j) < 0)
-        return error_set(err, "%s: %s", j->path, strerror(errno));
+        return journal_error(j, err);
     return put_header(j, &j->durable, err);
 }
 
@@ -685,7 +712,7 @@ int journal_open(struct journal **out, char *const images[], const struct disk_i
     snprintf(j->path, sizeof(j->path), "%s.remus-journal", images[0]);
     /* Before one is made anew: this may fail half way, and be tried again. */
     if (check_images(images, count, j->path, err) < 0 && unlink(j->path) < 0 && errno != ENOENT) {
-        error_set(err, "%s: %s", j->path, strerror(errno));
+        journal_error(j, err);
         goto fail;
     }
     for (; j->count < count; j->count++) {
@@ -937,7 +964,7 @@ int journal_write(struct journal *j, uint64_t epoch, const uint8_t *entries, siz
     if (make_room(j, record_size(length) + record_size(8), epoch, err) < 0)
         return -1;
     if (put_record(j, RECORD_CHANGES, epoch, entries, length) < 0)
-        return error_set(err, "%s: %s", j->path, strerror(errno));
+        return journal_error(j, err);
     fault_crash("disk-amid-write", epoch);
     return 0;
 }
@@ -966,7 +993,7 @@ int journal_commit(struct journal *j, uint64_t epoch, struct error *err)
         return -1;
     fault_crash("disk-before-commit", epoch);
     if (put_record(j, RECORD_COMMIT, epoch, body, sizeof(body)) < 0)
-        return error_set(err, "%s: %s", j->path, strerror(errno));
+        return journal_error(j, err);
     fault_crash("disk-after-commit", epoch);
     j->ended = false;
     j->keeping = false;

@@ -57,8 +57,8 @@ static int handle(struct engine *e, const struct record *rec, struct error *err)
     case PROTO_REFUSE:
         if (proto_get_notice(&notice, rec->body, rec->length, err) < 0)
             return -1;
-        engine_end_link(e, rec->type == PROTO_GOODBYE ? LINK_GOODBYE : LINK_LOST, "backup: %s",
-                        notice.text);
+        engine_end_link(e, rec->type == PROTO_GOODBYE ? LINK_GOODBYE : LINK_LOST, "backup %s: %s",
+                        link_peer(e->link), notice.text);
         return 0;
     default:
         return error_set(err, "%s record from a backup", proto_type_name(rec->type));

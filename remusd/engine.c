@@ -113,6 +113,15 @@ void engine_end_link(struct engine *e, enum link_end end, const char *fmt, ...)
     pthread_cond_broadcast(&e->changed);
 }
 
+void engine_await_end(struct engine *e, uint64_t ns)
+{
+    uint64_t deadline = clock_ns() + ns;
+    SCOPED_LOCK(&e->lock);
+
+    while (e->link_end == LINK_UP && clock_ns() < deadline)
+        engine_wait(e, deadline);
+}
+
 enum link_end engine_link_state(struct engine *e, struct error *why)
 {
     SCOPED_LOCK(&e->lock);

@@ -134,6 +134,9 @@ int engine_checkpoint(struct engine *e, bool resume, struct error *err);
 void engine_end_link(struct engine *e, enum link_end end, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* Waits until somebody has, for a while. */
+void engine_await_end(struct engine *e, uint64_t ns);
+
 /* LINK_UP as long as the link lives; otherwise why not, the words in why (may be NULL). */
 enum link_end engine_link_state(struct engine *e, struct error *why);
 

@@ -10,6 +10,14 @@
 #define CONNECT_NS NS_PER_S
 #define WELCOME_SILENCE_NS (5 * NS_PER_S) /* the backup sends heartbeats while it prepares the replica */
 
+/* Waits for a backup that says nothing delay no degrade policy. */
+static uint64_t until(const struct protection *p, uint64_t at)
+{
+    uint64_t act = lifecycle_degrade_at(&p->lc);
+
+    return at < act ? at : act;
+}
+
 /* --- the handshake --- */
 
 static int send_hello(struct protection *p, struct link *link, uint32_t flags)
@@ -58,7 +66,9 @@ static enum answer await_welcome(struct protection *p, struct link *link, bool q
     struct record rec;
 
     do {
-        enum link_result r = link_recv(link, &rec, link_last_heard(link) + WELCOME_SILENCE_NS, err);
+        uint64_t heard = link_last_heard(link), silent = heard + p->cfg->timeout_ms * NS_PER_MS;
+        uint64_t deadline = until(p, heard + WELCOME_SILENCE_NS);
+        enum link_result r = link_recv(link, &rec, deadline > silent ? deadline : silent, err);
 
         if (r == LINK_CLOSED)
             error_set(err, "it closed the connection");
@@ -95,7 +105,8 @@ static enum answer await_welcome(struct protection *p, struct link *link, bool q
 enum answer protection_dial(struct protection *p, uint32_t flags, struct link **link,
                         struct proto_welcome *welcome, struct error *err)
 {
-    struct chan *chan = tcp_connect(p->cfg->backup, CONNECT_NS, err);
+    uint64_t now = clock_ns(), deadline = until(p, now + CONNECT_NS);
+    struct chan *chan = tcp_connect(p->cfg->backup, deadline > now ? deadline - now : 0, err);
     enum answer answer = ANSWER_FAILED;
 
     *link = NULL;

@@ -53,6 +53,7 @@ void lifecycle_protect(struct lifecycle *lc, uint64_t now)
     if (lc->state != LC_OFF)
         return;
     lc->next_connect = now;
+    lc->retry = 0;
     enter(lc, LC_CONNECTING, now);
 }
 
@@ -99,6 +100,8 @@ void lifecycle_peer_active(struct lifecycle *lc, uint64_t now)
 
 void lifecycle_first_checkpoint(struct lifecycle *lc)
 {
+    if (!lc->held)
+        lc->degrade_at = TIME_NEVER;
     lc->held = true;
 }
 
@@ -111,16 +114,23 @@ void lifecycle_acked(struct lifecycle *lc, uint64_t now)
 {
     if (lc->state == LC_SYNCING)
         enter(lc, LC_PROTECTED, now);
+    lc->retry = 0;
 }
 
 void lifecycle_link_lost(struct lifecycle *lc, uint64_t now)
 {
     if (lc->state != LC_SYNCING && lc->state != LC_PROTECTED)
         return;
+    if (lc->state == LC_PROTECTED || now >= lc->since + lc->degrade_after || lc->degrade_at == TIME_NEVER)
+        lc->degrade_at = now + lc->degrade_after;
     lc->next_connect = now; /* a short break of the link costs one round trip */
-    if (lc->state == LC_SYNCING && now < lc->since + LC_RETRY_NS)
-        lc->next_connect = lc->since + LC_RETRY_NS; /* but one that breaks at once may do so again */
-    lc->degrade_at = now + lc->degrade_after;
+    if (lc->state == LC_SYNCING) { /* but one that breaks at once may do so again, on a full disk for instance */
+        lc->retry = lc->retry ? 2 * lc->retry : LC_RETRY_NS;
+        if (lc->retry > LC_REFUSED_NS)
+            lc->retry = LC_REFUSED_NS;
+        if (now < lc->since + lc->retry)
+            lc->next_connect = lc->since + lc->retry;
+    }
     enter(lc, lc->held ? LC_HOLDING : LC_CONNECTING, now);
 }
 
@@ -160,7 +170,7 @@ void lifecycle_guest_gone(struct lifecycle *lc, uint64_t now)
         enter(lc, LC_SHUT_DOWN, now);
 }
 
-static uint64_t degrade_at(const struct lifecycle *lc)
+uint64_t lifecycle_degrade_at(const struct lifecycle *lc)
 {
     if (lc->state != LC_HOLDING || lc->degrade == DEGRADE_HOLD ||
         (lc->degrade == DEGRADE_RELEASE &&
@@ -179,7 +189,7 @@ static uint64_t connect_at(const struct lifecycle *lc)
 
 uint64_t lifecycle_deadline(const struct lifecycle *lc)
 {
-    uint64_t a = degrade_at(lc), b = connect_at(lc);
+    uint64_t a = lifecycle_degrade_at(lc), b = connect_at(lc);
 
     return lc->pending ? 0 : a < b ? a : b;
 }
@@ -191,7 +201,7 @@ enum lifecycle_action lifecycle_run(struct lifecycle *lc, uint64_t now)
     lc->pending = LC_NOTHING;
     if (action)
         return action;
-    if (degrade_at(lc) <= now) {
+    if (lifecycle_degrade_at(lc) <= now) {
         if (lc->degrade == DEGRADE_STOP) {
             enter(lc, LC_STOPPED, now);
             return LC_DESTROY;

@@ -47,7 +47,7 @@ enum lifecycle_action {
 };
 
 #define LC_RETRY_NS (500 * NS_PER_MS)    /* between attempts to connect */
-#define LC_REFUSED_NS (2 * NS_PER_S)     /* after the backup said no */
+#define LC_REFUSED_NS (2 * NS_PER_S)     /* after the backup said no; at most, between links that protect nothing */
 #define LC_ASK_AGAIN_NS (2 * NS_PER_S)   /* after the arbiter said no */
 
 struct lifecycle {
@@ -58,7 +58,8 @@ struct lifecycle {
     bool held;
     uint64_t since;        /* of the state */
     uint64_t next_connect;
-    uint64_t degrade_at;   /* in `holding`: by the policy */
+    uint64_t retry;        /* from one link to the next; it doubles. 0: the last one protected, or there was none */
+    uint64_t degrade_at;   /* in `holding`: by the policy. A backup that is back only for a moment does not put it off */
     bool handover_sent;    /* the backup may run the guest, and no arbiter was asked */
     bool leaving;          /* asking because the operator said unprotect */
     enum lifecycle_action pending;
@@ -93,6 +94,9 @@ enum lifecycle_action lifecycle_run(struct lifecycle *lc, uint64_t now);
 
 /* When lifecycle_run will have something to do if no event comes. */
 uint64_t lifecycle_deadline(const struct lifecycle *lc);
+
+/* When the degrade policy acts, whatever else is being waited for; TIME_NEVER. */
+uint64_t lifecycle_degrade_at(const struct lifecycle *lc);
 
 const char *lifecycle_name(enum lifecycle_state state);
 

@@ -57,6 +57,19 @@ static bool request_waits(struct protection *p)
     return p->request != REQUEST_NONE;
 }
 
+/* R2, R10: a backup that lacks what it has acknowledged, or holds what it never got, is believed nothing. */
+static int check_committed(struct protection *p, bool continuous, uint64_t committed, struct error *err)
+{
+    const struct engine *e = &p->engine;
+    uint64_t least = e->pacer.acked > e->taken_before ? e->pacer.acked : p->committed ? p->committed : e->taken_before + 1;
+
+    if (committed == 0 || (continuous && committed >= least && committed <= e->pacer.taken))
+        return 0;
+    p->continuous = false;
+    return error_set(err, "backup %s says that it holds checkpoint %" PRIu64 ", which cannot be: sending everything anew",
+                     p->cfg->backup, committed);
+}
+
 /* True with a link attached to the engine; otherwise the lifecycle has been told why not. */
 static bool connect_backup(struct protection *p, uint64_t *committed)
 {
@@ -72,7 +85,9 @@ static bool connect_backup(struct protection *p, uint64_t *committed)
 
     if (answer == ANSWER_WELCOME) {
         e->send_blocks = welcome.features & FEATURE_BLOCKS;
-        if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
+        if (check_committed(p, continuous, welcome.committed, &err) < 0) {
+            link_free(link);
+        } else if (link_start_heartbeats(link, p->cfg->heartbeat_ms * NS_PER_MS) < 0) {
             error_set(&err, "cannot start a thread");
             link_free(link);
         } else if (engine_attach(&p->engine, link, welcome.committed, &err) == 0) {
@@ -130,16 +145,6 @@ static bool wait_for_acks(struct engine *e, unsigned failed)
     return e->link_end == LINK_UP;
 }
 
-/* Waits until the backup has ended the link, for a while. */
-static void wait_for_end(struct engine *e, uint64_t ns)
-{
-    uint64_t deadline = clock_ns() + ns;
-    SCOPED_LOCK(&e->lock);
-
-    while (e->link_end == LINK_UP && clock_ns() < deadline)
-        engine_wait(e, deadline);
-}
-
 /*
  * Sends GOODBYE and waits until the backup has answered in kind: it will not take over.  Nothing should be on its way: the
  * backup closes, and whoever is still sending might see that before the answer is read.
@@ -149,7 +154,7 @@ static bool say_goodbye(struct protection *p, const char *why)
     struct engine *e = &p->engine;
 
     if (link_send_notice(e->link, PROTO_GOODBYE, 0, why) == 0)
-        wait_for_end(e, GOODBYE_NS);
+        engine_await_end(e, GOODBYE_NS);
     engine_end_link(e, LINK_LOST, "the backup did not confirm the goodbye");
     return engine_link_state(e, NULL) == LINK_GOODBYE;
 }
@@ -169,7 +174,7 @@ static bool guest_gone(struct protection *p, enum vm_health health)
     if (health == VM_DIED && e->link && epoch) {
         protection_note(p, "the guest's process died: handing over to the backup");
         if (link_send_empty(e->link, PROTO_HANDOVER, epoch) == 0)
-            wait_for_end(e, HANDOVER_NS);
+            engine_await_end(e, HANDOVER_NS);
         EVENT(p, lifecycle_handed_over(&p->lc, clock_ns()));
         return true;
     }
@@ -298,8 +303,9 @@ static void protect_over_link(struct protection *p, uint64_t committed)
     struct error err;
 
     EVENT(p, lifecycle_connected(&p->lc, clock_ns()));
-    log_info(p->cfg->name, "connected to backup %s, %s", link_peer(e->link),
-             committed ? "sending what changed since" : "synchronising");
+    if (!p->lc.retry)
+        log_info(p->cfg->name, "connected to backup %s, %s", link_peer(e->link),
+                 committed ? "sending what changed since" : "synchronising");
     if (p->handing_over) { /* the backup never got the word: go on here */
         p->handing_over = false;
         p->vm->ops->resume(p->vm, &err);
@@ -384,16 +390,19 @@ static void settle_link_end(struct protection *p)
 static void connect_and_protect(struct protection *p)
 {
     uint64_t committed;
+    bool again; /* nothing new: not worth a line */
 
     if (!connect_backup(p, &committed))
         return;
+    again = p->lc.retry;
     protect_over_link(p, committed);
     while (engine_link_state(&p->engine, NULL) == LINK_UP &&
            (p->lc.state == LC_SYNCING || p->lc.state == LC_PROTECTED) && serve_request(p))
         run_epochs(p);
     settle_link_end(p);
     engine_detach(&p->engine);
-    log_info(p->cfg->name, "%s", lifecycle_name(p->lc.state));
+    if (!again || !p->lc.retry)
+        log_info(p->cfg->name, "%s", lifecycle_name(p->lc.state));
 }
 
 /* --- without a link --- */

@@ -16,6 +16,7 @@
 
 #define SYNC_OCTETS (1u << 20) /* of disk blocks in one record */
 #define CHANGES_OCTETS (512u << 10) /* of changes: what is hashed first is still in the processor's cache when it is sent */
+#define LAST_WORD_NS (100 * NS_PER_MS) /* what the backup said before it closed is read in this time */
 
 _Static_assert(CHANGES_OCTETS >= ENTRY_HEAD + ENTRY_DATA_MAX, "the longest entry fits");
 
@@ -354,8 +355,10 @@ void *engine_ship(void *engine)
         if (e->disk && any > 0 && disk_busy(e->disk)) /* else the next END, or the queue, brings us here again */
             staging_poke(e->staging);
         if (rc < 0) {
-            engine_end_link(e, LINK_LOST, "sending to %s: %s", link_peer(e->link),
-                            strerror(errno));
+            int why = errno;
+
+            engine_await_end(e, LAST_WORD_NS); /* it may have said why it closed */
+            engine_end_link(e, LINK_LOST, "sending to %s: %s", link_peer(e->link), strerror(why));
             break;
         }
         if (run.count == 0 && !run.poked)

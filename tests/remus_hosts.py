@@ -295,10 +295,12 @@ class Proxy(threading.Thread):
             for s in (a, b):
                 s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections = [c for c in self.connections if c.fileno() >= 0] + [a, b]
-            threading.Thread(target=self.pump, args=(a, b, "P"), daemon=True).start()
-            threading.Thread(target=self.pump, args=(b, a, "B"), daemon=True).start()
+            ended = []
+            threading.Thread(target=self.pump, args=(a, b, "P", ended), daemon=True).start()
+            threading.Thread(target=self.pump, args=(b, a, "B", ended), daemon=True).start()
 
-    def pump(self, source, target, direction):
+    def pump(self, source, target, direction, ended):
+        """What the other direction still carries arrives, though this one may be broken already."""
         data = b""
         try:
             while True:
@@ -314,12 +316,13 @@ class Proxy(threading.Thread):
                     self.record(target, direction, TYPES[kind], epoch, record)
         except OSError:
             pass
-        for s in (source, target):
-            try:
-                s.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-        source.close()
+        for s, way in ((source, socket.SHUT_RD), (target, socket.SHUT_WR)):
+            with contextlib.suppress(OSError):
+                s.shutdown(way)
+        ended.append(direction)
+        if len(ended) == 2:
+            source.close()
+            target.close()
 
     def record(self, target, direction, kind, epoch, record):
         delay = self.filter(direction, kind, epoch, record[24:])

@@ -42,7 +42,7 @@ PRIMARY = {
     "last_error": None, "advice": None,
 }
 BACKUP = {
-    "vm": "db2", "role": "backup", "state": "ready", "since_s": 12, "primary": "10.78.0.9:4242",
+    "vm": "db2", "role": "backup", "state": "ready", "since_s": 12, "primary": "10.78.0.9",
     "platform": "fake", "epoch": 17, "checkpoints": 17, "bytes_received": 1048576,
     "memory_bytes": 268435456, "last_heard_ms": 3, "takeover": None, "arbiter": "none",
     "takeover_policy": "manual", "last_error": None, "advice": None,
@@ -212,7 +212,7 @@ def test_status_merges_both_daemons_and_3_means_not_protected():
     with_daemons(knows(PRIMARY, off), knows(BACKUP))
     _, out, _ = expect(remusctl("status"), 3, "db1: PROTECTED", "db2: READY", "db3: OFF")
     assert "what to do     mend it" in out and "last error     qemu: no such file (3 min 20 s ago)" in out, out
-    expect(remusctl("status", "db2"), 0, "READY  holds checkpoint 17 of 10.78.0.9:4242")
+    expect(remusctl("status", "db2"), 0, "READY  holds checkpoint 17 of 10.78.0.9")
     expect(remusctl("status", "db3"), 3)
     expect(remusctl("list"), 0, "db1", "db2", "db3")
 

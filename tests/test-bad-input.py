@@ -142,6 +142,39 @@ def senseless_hello_R10():
 
 
 @suite.test
+def backup_that_holds_what_it_cannot_R2_R10():
+    """Fewer checkpoints than it has acknowledged, more than were taken, any when all is to be sent anew."""
+    with Pair(takeover="manual") as pair:
+        claims = [5, 5]  # the first answers whether a guest may be started here
+        forward = pair.proxy.record
+
+        def lie(target, way, kind, epoch, data):
+            if kind == "WELCOME" and claims:
+                body = bytearray(data[24:])
+                body[12:20] = struct.pack(">Q", claims.pop())
+                data = record(WELCOME, 0, bytes(body))
+            forward(target, way, kind, epoch, data)
+        pair.proxy.record = lie
+        pair.protect()
+        assert "holds checkpoint 5, which cannot be" in pair.primary.log(), pair.primary.log()
+        for claim in (1, 1 << 40):
+            pair.wait_epochs(10)
+            claims.append(claim)
+            pair.proxy.cut()
+            primary_says(pair, f"holds checkpoint {claim}, which cannot be")
+            pair.primary.wait_state("protected")
+        pair.wait_epochs(5)
+        pair.proxy.cut()  # what it does hold is gone on from
+        wait_for("a new link", lambda: "sending what changed since" in pair.primary.log())
+        pair.wait_epochs(5)
+        pair.check_released()
+        pair.primary.kill_host()
+        pair.backup.wait_state("suspect")
+        pair.backup.do("takeover")
+        pair.check_takeover()
+
+
+@suite.test
 def port_in_use_R10():
     with Pair() as pair, socket.create_server(("127.0.0.1", pair.port)):
         run = subprocess.run([os.path.join(BUILD, "backup", "remus-backupd"), "-c", pair.backup.config],

@@ -494,8 +494,8 @@ static void r10_what_else_a_backup_says(void **state)
         const char *says;
     } cases[] = {
         {PROTO_ACTIVATED, false, LINK_PEER_ACTIVE, "runs the VM since checkpoint 7"},
-        {PROTO_GOODBYE, true, LINK_GOODBYE, "backup: words"},
-        {PROTO_REFUSE, true, LINK_LOST, "backup: words"},
+        {PROTO_GOODBYE, true, LINK_GOODBYE, "backup memory: words"},
+        {PROTO_REFUSE, true, LINK_LOST, "backup memory: words"},
         {PROTO_GOODBYE, false, LINK_LOST, "malformed"}, /* no confirmation (R7) */
         {PROTO_COMPARED, false, LINK_LOST, "without disks"},
         {PROTO_HANDOVER, false, LINK_LOST, "HANDOVER record from a backup"},

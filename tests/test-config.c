@@ -284,6 +284,40 @@ static void test_r10_bad_input_names_the_place(void **state)
     }
 }
 
+/* One image under two names; what is not there yet is nobody's. */
+static void test_r10_one_image_under_two_names(void **state)
+{
+    char image[64], other[64], text[400];
+    struct config cfg;
+    struct error err = {""};
+
+    (void)state;
+    snprintf(image, sizeof(image), "%s.img", path);
+    snprintf(other, sizeof(other), "%s.other", path);
+    for (int n = 0; n < 8; n++) {
+        bool symbolic = n & 1, two_vms = n & 2, there = !(n & 4);
+        FILE *f = there ? fopen(image, "w") : NULL;
+
+        if (there)
+            assert_int_equal(fclose(f), 0);
+        if (symbolic)
+            assert_int_equal(symlink(image, other), 0);
+        else if (there)
+            assert_int_equal(link(image, other), 0);
+        snprintf(text, sizeof(text), FAKE "disks = {'%s'%s'%s'}\n}\n", image,
+                 two_vms ? "}\n}\nvm db2 {\nplatform = fake\ndisks = {" : ", ", other);
+        if (load(&cfg, text, &err) == 0)
+            config_free(&cfg);
+        else if (!there)
+            fail_msg("%s", err.text);
+        if (there && (!strstr(err.text, other) || !strstr(err.text, image) || !strstr(err.text, "is vm db1's already")))
+            fail_msg("%s", err.text);
+        err.text[0] = '\0';
+        unlink(image);
+        unlink(other);
+    }
+}
+
 static void test_r10_no_text_file(void **state)
 {
     size_t len = (1u << 20) + 1;
@@ -437,6 +471,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_every_key),
         cmocka_unit_test(test_kept_sections),
         cmocka_unit_test(test_r10_bad_input_names_the_place),
+        cmocka_unit_test(test_r10_one_image_under_two_names),
         cmocka_unit_test(test_r10_no_text_file),
         cmocka_unit_test(test_r10_any_octets),
         cmocka_unit_test(test_split_address),

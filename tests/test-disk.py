@@ -518,16 +518,40 @@ def limit_files(pid, size):
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
+def check_tells_once(pair, what):
+    """Both hosts say what is wrong and what to do; however often the primary comes back, their logs say it once."""
+    before = pair.hellos
+    for host in (pair.primary, pair.backup):
+        wait_for(f"it shows {what}", lambda host=host: what in (host.do("status")["last_error"] or ""))
+        error = host.do("status")["last_error"]
+        assert "File too large (make room on the backup: the primary tries again by itself)" in error, error
+    wait_for("the primary comes back", lambda: pair.hellos >= before + 4)
+    for host in (pair.primary, pair.backup):
+        lines = [line.split(" ", 1)[1] for line in host.log().splitlines()]
+        repeated = [line for line in lines if lines.count(line) > 1]
+        assert not repeated, "\n".join(repeated)
+
+
 @slow
 def full_disk_on_the_backup_ends_the_replica_clearly_R2_R9():
-    with Disks(size=24 * MIB, takeover="manual", disk_journal=16, degrade_after=600000) as pair:
+    with Disks(size=24 * MIB, takeover="manual", disk_journal=16, disk_queue=4, degrade_after=600000) as pair:
+        pair.hellos = 0
+
+        def hellos(way, kind, epoch, body):
+            pair.hellos += kind == "HELLO"
+            return pair.count(way, kind, epoch, body)
+        pair.proxy.filter = hellos
         with open(pair.images[pair.backup][0], "wb") as f:
             f.truncate(24 * MIB)
+        with open(pair.images[pair.primary][0], "r+b") as f:
+            f.seek(23 * MIB)
+            f.write(b"at the end")
         pair.backup.start()
         limit_files(pair.backup.daemon.pid, 8 * MIB)
         pair.primary.start()
-        error = wait_for("a refusal", lambda: pair.primary.do("status")["last_error"])
-        assert "journal of 16 MiB: File too large" in error, error
+        check_tells_once(pair, "disk0.img.remus-journal: journal of 16 MiB: ")
+        limit_files(pair.backup.daemon.pid, 20 * MIB)
+        check_tells_once(pair, "disk0.img\": ")
         limit_files(pair.backup.daemon.pid, resource.RLIM_INFINITY)
         pair.primary.wait_state("protected")
         disk = pair.nbd(pair.primary)

@@ -55,6 +55,7 @@ static void tcp_pair(struct chan *pair[2])
     assert_true(one >= 0);
     pair[1] = tcp_accepted(one, &err);
     assert_non_null(pair[1]);
+    assert_string_equal(pair[1]->peer, "127.0.0.1"); /* no two messages about it differ */
     close(fd);
 }
 
