@@ -98,10 +98,10 @@ void lifecycle_peer_active(struct lifecycle *lc, uint64_t now)
     enter(lc, LC_LOST, now);
 }
 
-void lifecycle_first_checkpoint(struct lifecycle *lc)
+void lifecycle_first_checkpoint(struct lifecycle *lc, uint64_t now)
 {
     if (!lc->held)
-        lc->degrade_at = TIME_NEVER;
+        lc->degrade_at = now + lc->degrade_after;
     lc->held = true;
 }
 
@@ -121,7 +121,7 @@ void lifecycle_link_lost(struct lifecycle *lc, uint64_t now)
 {
     if (lc->state != LC_SYNCING && lc->state != LC_PROTECTED)
         return;
-    if (lc->state == LC_PROTECTED || now >= lc->since + lc->degrade_after || lc->degrade_at == TIME_NEVER)
+    if (lc->state == LC_PROTECTED || now >= lc->since + lc->degrade_after)
         lc->degrade_at = now + lc->degrade_after;
     lc->next_connect = now; /* a short break of the link costs one round trip */
     if (lc->state == LC_SYNCING) { /* but one that breaks at once may do so again, on a full disk for instance */

@@ -80,7 +80,7 @@ void lifecycle_connected(struct lifecycle *lc, uint64_t now);
 void lifecycle_connect_failed(struct lifecycle *lc, uint64_t now);
 void lifecycle_refused(struct lifecycle *lc, uint64_t now);      /* the backup said no */
 void lifecycle_peer_active(struct lifecycle *lc, uint64_t now);  /* the backup runs the VM */
-void lifecycle_first_checkpoint(struct lifecycle *lc);           /* output is held from now on */
+void lifecycle_first_checkpoint(struct lifecycle *lc, uint64_t now); /* output is held from now on */
 void lifecycle_never_held(struct lifecycle *lc);             /* it failed, and the backup knows: it will not take over */
 void lifecycle_acked(struct lifecycle *lc, uint64_t now);
 void lifecycle_link_lost(struct lifecycle *lc, uint64_t now);

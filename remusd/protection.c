@@ -266,7 +266,7 @@ static bool synchronise(struct protection *p)
         return false;
     }
     p->held_before = p->lc.held;
-    EVENT(p, lifecycle_first_checkpoint(&p->lc));
+    EVENT(p, lifecycle_first_checkpoint(&p->lc, clock_ns()));
     p->synchronised = true;
     return true;
 }

@@ -88,7 +88,7 @@ static void new_machine(const char *args)
         lifecycle_protect(&lc, now);
         lifecycle_run(&lc, now);
         lifecycle_connected(&lc, now);
-        lifecycle_first_checkpoint(&lc);
+        lifecycle_first_checkpoint(&lc, now);
         lifecycle_acked(&lc, now);
     }
 }
@@ -116,7 +116,7 @@ static bool command(const char *word, const char *args)
     } else if (strcmp(word, "peer-active") == 0) {
         lifecycle_peer_active(&lc, now);
     } else if (strcmp(word, "first-checkpoint") == 0) {
-        lifecycle_first_checkpoint(&lc);
+        lifecycle_first_checkpoint(&lc, now);
     } else if (strcmp(word, "never-held") == 0) {
         lifecycle_never_held(&lc);
     } else if (strcmp(word, "acked") == 0) {

@@ -86,7 +86,7 @@ static void code(uint8_t key[KEY], bool pack)
     if (pack)
         memset(key, 0, KEY);
     else
-        w.now = BASE, w.d.timeout = TIMEOUT;
+        w.now = w.lc.since = BASE, w.d.timeout = TIMEOUT, w.lc.retry = 0; /* each link breaks soon, and the first in a row */
     F(lc.state), F(lc.held), F(lc.pending), F(lc.handover_sent), F(lc.leaving);
     T(lc.next_connect, 0), T(lc.degrade_at, 0);
     F(d.state), F(d.pending);
@@ -271,7 +271,7 @@ static void dial(enum dial how)
 static void checkpoint(bool resume)
 {
     if (!w.began)
-        lifecycle_first_checkpoint(&w.lc);
+        lifecycle_first_checkpoint(&w.lc, w.now);
     w.began = true;
     w.handover_kept = w.passing = false;
     w.suspended = !resume;
