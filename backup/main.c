@@ -277,38 +277,33 @@ static struct standby *named(struct backupd *b, const char *vm, const json_t *ar
     return e ? e->standby : NULL;
 }
 
-static int verb_takeover(void *arg, const char *vm, const json_t *args, json_t **result,
-                         struct control_error *err)
+static int request(struct backupd *b, const char *vm, const json_t *args, int (*fn)(struct standby *s, struct error *err),
+                   struct control_error *err)
 {
-    struct backupd *b = arg;
     SCOPED_LOCK(&b->lock);
     struct standby *s = named(b, vm, args, err);
 
-    (void)result;
     if (!s)
         return -1;
-    if (standby_takeover(s, &err->text) < 0) {
+    if (fn(s, &err->text) < 0) {
         err->code = CONTROL_REFUSED;
         return -1;
     }
     return 0;
 }
 
+static int verb_takeover(void *arg, const char *vm, const json_t *args, json_t **result,
+                         struct control_error *err)
+{
+    (void)result;
+    return request(arg, vm, args, standby_takeover, err);
+}
+
 static int verb_discard(void *arg, const char *vm, const json_t *args, json_t **result,
                         struct control_error *err)
 {
-    struct backupd *b = arg;
-    SCOPED_LOCK(&b->lock);
-    struct standby *s = named(b, vm, args, err);
-
     (void)result;
-    if (!s)
-        return -1;
-    if (standby_discard(s, &err->text) < 0) {
-        err->code = CONTROL_REFUSED;
-        return -1;
-    }
-    return 0;
+    return request(arg, vm, args, standby_discard, err);
 }
 
 static int verb_forget(void *arg, const char *vm, const json_t *args, json_t **result,
@@ -377,22 +372,10 @@ static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t 
 static int verb_list(void *arg, const char *vm, const json_t *args, json_t **result,
                      struct control_error *err)
 {
-    struct backupd *b = arg;
-    SCOPED_LOCK(&b->lock);
-
     (void)vm;
-    (void)args;
-    (void)err;
-    *result = json_array();
-    for (size_t i = 0; i < b->count; i++) {
-        json_t *status = standby_status(b->entries[i].standby), *row = json_object();
-        static const char *const keys[] = {"vm", "role", "state", "epoch"};
-
-        for (size_t k = 0; k < sizeof(keys) / sizeof(*keys); k++)
-            json_object_set(row, keys[k], json_object_get(status, keys[k]));
-        json_array_append_new(*result, row);
-        json_decref(status);
-    }
+    if (verb_status(arg, NULL, args, result, err) < 0)
+        return -1;
+    control_list(*result);
     return 0;
 }
 

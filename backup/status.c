@@ -41,7 +41,7 @@ static json_t *advice(const struct standby *s, const struct view *v)
     case DT_WAITING:
         if (v->ended)
             return json_sprintf("unless the VM runs elsewhere by now, start it here, where its disks are: remus-backupd(8), Fail-back");
-        return json_sprintf("waits for a primary: remusctl protect %s there", vm);
+        return json_sprintf("waits for a primary: remusctl status %s there says whether it tries; if not, remusctl protect %s", vm, vm);
     case DT_READY:
         return v->keeps ? json_sprintf("the primary sends everything anew; should it be lost meanwhile, the checkpoint from before "
                                        "that is taken over")
@@ -50,7 +50,8 @@ static json_t *advice(const struct standby *s, const struct view *v)
         if (s->cfg->arbiter[0])
             return json_sprintf("the arbiter has not granted a takeover and is asked again every 2 s; should that stay, look at "
                                 "the arbiter: remusd.conf(5)");
-        return json_sprintf("make certain that the guest does not run on the primary (power it off), then: remusctl takeover %s", vm);
+        return json_sprintf("bring the primary, its link or its remusd back, and protection goes on; or make certain that the guest does "
+                            "not run there (power it off), then: remusctl takeover %s", vm);
     case DT_ASKING:
         return json_sprintf("wait for the arbiter; should that stay, look at the arbiter: remusd.conf(5)");
     case DT_ACTIVE:

@@ -401,3 +401,16 @@ void control_free(struct control *c)
     unlink(c->path);
     free(c);
 }
+
+void control_list(json_t *statuses)
+{
+    static const char *const keys[] = {"vm", "role", "state", "epoch"};
+
+    for (size_t i = 0; i < json_array_size(statuses); i++) {
+        json_t *status = json_array_get(statuses, i), *row = json_object();
+
+        for (size_t k = 0; k < sizeof(keys) / sizeof(*keys); k++)
+            json_object_set(row, keys[k], json_object_get(status, keys[k]));
+        json_array_set_new(statuses, i, row);
+    }
+}

@@ -79,4 +79,7 @@ void control_free(struct control *c);
 int control_fail(struct control_error *err, enum control_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* What `list' shows of each VM, made of an array of what `status' shows, in its place. */
+void control_list(json_t *statuses);
+
 #endif

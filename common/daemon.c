@@ -110,7 +110,8 @@ static int make_run_dir(const char *path, struct error *err)
     struct stat st;
 
     if (mkdir(path, 0700) < 0 && errno != EEXIST)
-        return error_set(err, "run-dir %s: cannot create it: %s", path, strerror(errno));
+        return error_set(err, "run-dir %s: cannot create it: %s%s", path, strerror(errno),
+                         errno == ENOENT ? "; make the directory that it is to be in" : "");
     if (stat(path, &st) < 0)
         return error_set(err, "run-dir %s: %s", path, strerror(errno));
     if (!S_ISDIR(st.st_mode))

@@ -177,7 +177,7 @@ static struct addrinfo *resolve(const char *address, int flags, struct error *er
         return NULL;
     rc = getaddrinfo(host[0] ? host : NULL, port, &hints, &list);
     if (rc) {
-        error_set(err, "%s: %s", address, gai_strerror(rc));
+        error_set(err, "%s: %s; mend the name, or use a number", address, gai_strerror(rc));
         return NULL;
     }
     return list;
@@ -221,7 +221,10 @@ struct chan *tcp_connect(const char *address, uint64_t timeout_ns, struct error 
             close(fd);
     }
     freeaddrinfo(list);
-    error_set(err, "backup %s: %s", address, strerror(saved));
+    error_set(err, "backup %s: %s%s", address, strerror(saved),
+              saved == ECONNREFUSED                           ? " (does remus-backupd run there?)"
+              : saved == ETIMEDOUT || saved == EHOSTUNREACH ? " (is that host up, and the way to it?)"
+                                                              : "");
     return NULL;
 }
 
@@ -240,7 +243,9 @@ int tcp_listen(const char *address, struct error *err)
         int e = errno;
         freeaddrinfo(list);
         return error_set(err, "listen on %s: %s%s", address, strerror(e),
-                         e == EADDRINUSE ? " (is another remus-backupd running?)" : "");
+                         e == EADDRINUSE      ? " (is another remus-backupd running?)"
+                         : e == EADDRNOTAVAIL ? " (no interface of this host has it)"
+                                              : "");
     }
     freeaddrinfo(list);
     out = fd;

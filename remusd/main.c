@@ -369,21 +369,10 @@ static int verb_preflight(void *arg, const char *vm, const json_t *args, json_t 
 static int verb_list(void *arg, const char *vm, const json_t *args, json_t **result,
                      struct control_error *err)
 {
-    struct remusd *r = arg;
-
     (void)vm;
-    if (no_args(args, err) < 0)
+    if (verb_status(arg, NULL, args, result, err) < 0)
         return -1;
-    *result = json_array();
-    for (size_t i = 0; i < r->count; i++) {
-        json_t *status = protection_status(r->entries[i].protection), *row = json_object();
-        static const char *const keys[] = {"vm", "role", "state", "epoch"};
-
-        for (size_t k = 0; k < sizeof(keys) / sizeof(*keys); k++)
-            json_object_set(row, keys[k], json_object_get(status, keys[k]));
-        json_array_append_new(*result, row);
-        json_decref(status);
-    }
+    control_list(*result);
     return 0;
 }
 

@@ -265,8 +265,9 @@ void await_held(struct net *n, uint64_t frames)
     }
 }
 
-void check_killed(struct net *n)
+void test_r1_killed(void **state)
 {
+    struct net *n = *state;
     int ready[2];
     char c;
     pid_t pid;
@@ -294,8 +295,9 @@ void check_killed(struct net *n)
     close(ready[1]);
 }
 
-void check_leave(struct net *n)
+void test_leave(void **state)
 {
+    struct net *n = *state;
     open_port(n);
     n->port->ops->pass(n->port);
     guest_sends_range(n, 0, 10, false);
@@ -307,8 +309,9 @@ void check_leave(struct net *n)
     client_gets_range(n, 10, 20, false);
 }
 
-void check_announced(struct net *n)
+void test_announced(void **state)
 {
+    struct net *n = *state;
     struct pollfd p = {.fd = n->client, .events = POLLIN};
     uint8_t f[2048];
     ssize_t len;
@@ -358,8 +361,9 @@ static void *send_stream(void *arg)
     return NULL;
 }
 
-void check_large_segments(struct net *n)
+void test_large_segments(void **state)
 {
+    struct net *n = *state;
     struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(99), .sin_addr.s_addr = htonl(0x0a000002)};
     struct stream in = {0}, out = {0};
     pthread_t receiver, sender;

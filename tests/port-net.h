@@ -38,13 +38,17 @@ void client_gets_range(struct net *n, uint32_t from, uint32_t to, bool udp);
 void client_gets_nothing(struct net *n);
 void await_held(struct net *n, uint64_t frames);
 
-/* R1: nothing gets out when the daemon dies, nor while there is none. */
-void check_killed(struct net *n);
+/*
+ * Tests of every such port.
+ *
+ * R1: nothing gets out when the daemon dies, nor while there is none.
+ */
+void test_r1_killed(void **state);
 /* The guest's network is its own again, and stays so without a port. */
-void check_leave(struct net *n);
+void test_leave(void **state);
 /* At a takeover the guest's station is announced. */
-void check_announced(struct net *n);
+void test_announced(void **state);
 /* Large segments go through: TCP between kernels that leave the cutting to the device. */
-void check_large_segments(struct net *n);
+void test_large_segments(void **state);
 
 #endif

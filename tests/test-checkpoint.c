@@ -397,7 +397,7 @@ static void codec_that_was_configured(void **state)
 
     (void)state;
     cfg = *engine.cfg;
-    rate = 10000;
+    rate = 1; /* so slow that however busy the processors are it is the link that is waited for */
     for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
         cfg.compression = (char *)cases[i].compression;
         engine_free(&engine);

@@ -269,7 +269,7 @@ static void test_r10_run_dir_of_others(void **state)
     assert_int_equal(unlink(run_dir), 0);
     strcat(run_dir, "/a/b");
     configure(NULL);
-    expect_exit(run("-f"), 1, "cannot create it: No such file or directory");
+    expect_exit(run("-f"), 1, "cannot create it: No such file or directory; make the directory that it is to be in");
 }
 
 static void expect_notice(int fd, const char *want)

@@ -571,6 +571,12 @@ static void tcp_errors_name_the_address(void **state)
     assert_null(tcp_connect(address, 10 * NS_PER_S, &err));
     assert_non_null(strstr(err.text, address));
     assert_non_null(strstr(err.text, strerror(ECONNREFUSED)));
+    assert_non_null(strstr(err.text, "does remus-backupd run there?"));
+    assert_int_equal(tcp_listen("192.0.2.1:7910", &err), -1);
+    assert_non_null(strstr(err.text, "no interface of this host"));
+    assert_null(tcp_connect("[fe80::1%nosuch]:7910", NS_PER_S, &err));
+    assert_non_null(strstr(err.text, "[fe80::1%nosuch]:7910: "));
+    assert_non_null(strstr(err.text, "mend the name"));
     assert_null(tcp_connect("no port", NS_PER_S, &err));
     alarm(0);
 }

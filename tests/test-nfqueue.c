@@ -83,16 +83,6 @@ static void test_r1_router(void **state)
     check_epochs(*state, true);
 }
 
-static void test_r1_killed(void **state)
-{
-    check_killed(*state);
-}
-
-static void test_leave(void **state)
-{
-    check_leave(*state);
-}
-
 static void send_tcp(int fd, uint32_t seq, uint8_t flags, const char *data, size_t len)
 {
     uint8_t f[200];
@@ -165,16 +155,11 @@ static void test_r3_transaction(void **state)
     buffer_free(&b);
 }
 
-static void test_activate(void **state)
-{
-    check_announced(*state);
-}
-
-static void test_large_segments(void **state)
+static void test_count_of_large_segments(void **state)
 {
     struct port_stats s;
 
-    check_large_segments(*state);
+    test_large_segments(state);
     s = stats(*state);
     assert_true(s.bytes_out / s.frames_out > 3000);
     assert_true(s.frames_in > 0);
@@ -203,8 +188,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_r1_killed, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_leave, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_r3_transaction, bridge, teardown),
-        cmocka_unit_test_setup_teardown(test_activate, bridge, teardown),
-        cmocka_unit_test_setup_teardown(test_large_segments, bridge, teardown),
+        cmocka_unit_test_setup_teardown(test_announced, bridge, teardown),
+        cmocka_unit_test_setup_teardown(test_count_of_large_segments, bridge, teardown),
         cmocka_unit_test_setup_teardown(test_open_errors, bridge, teardown),
     };
 

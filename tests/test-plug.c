@@ -100,16 +100,6 @@ static void test_r1_router(void **state)
     check_epochs(*state, true);
 }
 
-static void test_r1_killed(void **state)
-{
-    check_killed(*state);
-}
-
-static void test_leave(void **state)
-{
-    check_leave(*state);
-}
-
 /* R1: a new protection begins while a checkpoint of the old one is not acknowledged: it never counts. */
 static void test_r1_hold(void **state)
 {
@@ -185,7 +175,7 @@ static void test_activate(void **state)
     struct net_addresses none = {0};
     struct buffer b = {0};
 
-    check_announced(n);
+    test_announced(state);
     n->port->ops->close(n->port);
     open_port(n);
     assert_int_equal(net_state_encode(&b, &none, 1), 0);
@@ -197,11 +187,6 @@ static void test_activate(void **state)
     assert_int_equal(n->port->ops->activate(n->port, NULL, 0, &n->err), 0);
     client_gets_range(n, 0, 5, false);
     buffer_free(&b);
-}
-
-static void test_large_segments(void **state)
-{
-    check_large_segments(*state);
 }
 
 /* R1: the hotplug script gives the interface its queue without a daemon, and gives it free again. */

@@ -176,6 +176,8 @@ def takeover_waits_for_the_operator_without_an_arbiter_R7():
         pair.backup.wait_state("suspect")
         time.sleep(0.5)
         assert pair.backup.state() == "suspect" and not pair.backup.guest_pid()
+        advice = pair.backup.do("status")["advice"]
+        assert "its remusd back" in advice and "remusctl takeover fake1" in advice, advice
         pair.backup.do("takeover")
         pair.check_takeover()
 
@@ -234,7 +236,8 @@ def clean_stop_of_remusd_is_no_failure_R7():
         guest = pair.primary.guest_pid()
         assert pair.primary.stop() == 0
         time.sleep(0.5)
-        assert pair.backup.state() == "waiting"
+        status = pair.backup.do("status")
+        assert status["state"] == "waiting" and "remusctl status fake1 there" in status["advice"], status
         assert pair.primary.guest_pid() == guest, "the guest outlives remusd"
         pair.primary.start()
         pair.primary.wait_state("protected")
