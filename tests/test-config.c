@@ -318,6 +318,77 @@ static void test_r10_one_image_under_two_names(void **state)
     }
 }
 
+/* Each number at its limits, and one beyond, as remusd.conf(5) has them. */
+static void test_r10_numbers_at_their_limits(void **state)
+{
+    static const struct {
+        const char *key;
+        unsigned long min, max;
+    } keys[] = {
+        {"interval", 5, 10000}, {"heartbeat", 1, 10000}, {"timeout", 10, 600000}, {"degrade-after", 0, 3600000},
+        {"arbiter-timeout", 100, 600000}, {"compression-threads", 1, 64}, {"staging", 4, 65536}, {"net-queue", 1, 4096},
+        {"disk-queue", 1, 65536}, {"disk-reads", 0, 1024}, {"disk-sync-rate", 0, 65536}, {"disk-journal", 16, 65536},
+        {"memory", 16, 4194304}, {"cpus", 1, 255}, {"nfqueue", 0, 65534}, {"fake-rate", 0, 100000000},
+        {"fake-frames", 0, 1000000},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(keys) / sizeof(*keys); i++) {
+        const unsigned long values[] = {keys[i].min, keys[i].max, keys[i].max + 1, keys[i].min - 1};
+
+        for (unsigned n = 0; n < (keys[i].min ? 4 : 3); n++) {
+            char text[200], place[80];
+            struct config cfg;
+            struct error err = {""};
+
+            snprintf(text, sizeof(text), FAKE "%s\n%s = %lu\n}\n",
+                     strcmp(keys[i].key, "timeout") == 0 ? "heartbeat = 1" : "timeout = 600000", keys[i].key, values[n]);
+            snprintf(place, sizeof(place), "%s:4: vm db1: %s = ", path, keys[i].key);
+            assert_int_equal(load(&cfg, text, &err), n < 2 ? 0 : -1);
+            if (n < 2)
+                config_free(&cfg);
+            else if (strncmp(err.text, place, strlen(place)) != 0)
+                fail_msg("%s", err.text);
+        }
+    }
+}
+
+/* Other limits: what is just good enough. */
+static void test_what_is_taken(void **state)
+{
+    static const char *const good[] = {
+        FAKE "timeout = 41\n}\n",
+        FAKE "mac = \"52:54:00:12:34:56\" tap = a23456789012345\n}\n",
+        FAKE "mac = \"00:00:00:00:00:0F\" tap = \"unix:/x\" services = \"mysql:65535 pgsql:1\"\n}\n",
+        FAKE "mac = \"52:54:00:12:34:56\" tap = t netbuf = frames services = \"dscp:0x3f\"\n}\n",
+        FAKE "disks = {/1,/2,/3,/4,/5,/6,/7,/8}\n}\n",
+        FAKE "backup = \"a:1\" protect = yes\n}\n",
+        FAKE "arbiter = \"exec   /a\"\n}\n",
+        "vm a-b_c.9 { platform = fake }\n",
+        "vm x { platform = xen tap = t services = \"pgsql:1\" guest-bridge = b }\n",
+        "vm x { platform = xen tap = a234567890123 netbuf = frames }\n",
+        "vm x { platform = xen netbuf = plug }\nvm y { platform = xen netbuf = nfqueue services = \"pgsql:1\" }\n",
+        FAKE "}\nvm db2 { platform = fake tap = t mac = \"52:54:00:12:34:56\" }\n"
+        "vm db3 { platform = fake tap = u mac = \"52:54:00:12:34:56\" }\n",
+        "others { disk-queue = 7 degrade = stop compression = zstd }\n",
+    }, *const bad_tap[] = {
+        "vm x { platform = xen tap = a2345678901234 }\n",
+        "vm x { platform = xen tap = t netbuf = plug }\n",
+        "vm x { platform = xen tap = t netbuf = nfqueue }\n",
+    };
+    struct config cfg;
+    struct error err;
+
+    (void)state;
+    for (size_t i = 0; i < sizeof(good) / sizeof(*good); i++) {
+        if (load(&cfg, good[i], &err) < 0)
+            fail_msg("%s", err.text);
+        config_free(&cfg);
+    }
+    for (size_t i = 0; i < sizeof(bad_tap) / sizeof(*bad_tap); i++)
+        assert_int_equal(load(&cfg, bad_tap[i], &err), -1);
+}
+
 static void test_r10_no_text_file(void **state)
 {
     size_t len = (1u << 20) + 1;
@@ -472,6 +543,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_kept_sections),
         cmocka_unit_test(test_r10_bad_input_names_the_place),
         cmocka_unit_test(test_r10_one_image_under_two_names),
+        cmocka_unit_test(test_r10_numbers_at_their_limits),
+        cmocka_unit_test(test_what_is_taken),
         cmocka_unit_test(test_r10_no_text_file),
         cmocka_unit_test(test_r10_any_octets),
         cmocka_unit_test(test_split_address),

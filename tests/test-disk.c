@@ -730,7 +730,8 @@ static void test_images_of_any_size_and_none(void **state)
         assert_int_equal(image_read(name, &(struct image_record){0}, &err), -1);
         name[length] = 'x';
     }
-    assert_int_equal(image_size(paths[0], 0, &size, &err), -1); /* there is none */
+    assert_int_equal(image_size(paths[0], 0, &size, &err), -1); /* there is none ... */
+    assert_int_equal(access(paths[0], F_OK), -1); /* ... and was none made */
     assert_int_equal(image_size(dir, 4096, &size, &err), -1);
     assert_int_equal(image_size(paths[0], 3 * IMAGE_BLOCK + 512, &size, &err), 0);
     assert_int_equal(size, 3 * IMAGE_BLOCK + 512);
@@ -758,8 +759,11 @@ static void test_images_of_any_size_and_none(void **state)
     assert_int_equal(image_size(paths[0], 0, &size, &err), -1);
     assert_non_null(strstr(err.text, "empty"));
     assert_int_equal(image_open(&im, paths[0], true, &err), -1);
-    assert_int_equal(image_size(paths[0], 8192, &size, &err), 0);
-    assert_int_equal(size, 8192);
+    assert_int_equal(image_size(paths[0], 1024 * IMAGE_BLOCK + 1, &size, &err), 0);
+    assert_int_equal(image_open(&im, paths[0], true, &err), 0);
+    image_stamp(&im, 1024 * IMAGE_BLOCK, 1, 8); /* behind the first page of them */
+    assert_int_equal(image_next_changed(&im, 4, 7), 1024);
+    image_close(&im);
 }
 
 /* One server after the other, of one disk, of both, of the other: none begins where an earlier one may have counted. */
@@ -834,6 +838,11 @@ static void test_records_that_make_no_sense_R10(void **state)
     (void)state;
     image_record_path(paths[0], record);
     assert_int_equal(image_write(paths[0], &largest, &err), 0);
+    for (enum call call = WRITES; call <= SYNCS; call++) { /* it counts when it is durable */
+        break_disk(record, call, EIO, 0);
+        assert_int_equal(image_write(paths[0], &largest, &err), -1);
+    }
+    break_disk(NULL, 0, 0, 0);
     assert_int_equal(image_read(paths[0], &rec, &err), 1);
     for (size_t i = 0; i < sizeof(bad) / sizeof(*bad); i++) {
         assert_int_equal(image_write(paths[0], &bad[i], &err), 0);
