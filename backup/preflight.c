@@ -35,7 +35,7 @@ static bool check_state(struct standby *s, const char *peer, bool *here, json_t 
     case DT_TAKING_OVER:
     case DT_ACTIVE:
         preflight_lacks(lacks, "protect it there, with this host as its backup: remus-backupd(8), Fail-back",
-                        "%s runs on the backup since checkpoint %" PRIu64, s->section->name, v.takeover.epoch);
+                        "%s runs on the backup", s->section->name);
         return false;
     case DT_SUSPECT:
     case DT_ASKING:

@@ -73,9 +73,7 @@ static int check_state(struct standby *s, const struct proto_hello *hello, struc
     switch (s->detector.state) {
     case DT_TAKING_OVER:
     case DT_ACTIVE:
-        error_set(err, "%s runs on this backup since checkpoint %" PRIu64 ": protect it there, with the other host as its backup",
-                  s->cfg->name,
-                  s->view.takeover.epoch);
+        error_set(err, "%s runs on this backup: protect it there, with the other host as its backup", s->cfg->name);
         return REFUSE_ACTIVE;
     case DT_SUSPECT:
     case DT_ASKING:

@@ -592,7 +592,7 @@ def comeback(hosts):
     say(f'before remusd runs: {not_created()}')
     first.start('remusd -f -c /etc/remusd.conf', '/var/log/remusd.log')
     wait_for('remusd to be back', PATIENCE, lambda: first.try_run('remusctl list').returncode == 0, 0.5)
-    why = 'runs on this backup since'
+    why = 'runs on this backup'
     wait_error(first, why)
     say(f'with remusd: {not_created()}')
     first.run(f'remusctl protect {GUEST}')
@@ -602,7 +602,7 @@ def comeback(hosts):
     if why not in said or 'what to do' not in said or 'with the other host as its backup' not in said:
         raise LabError(f'remusctl status does not say why and what to do:\n{said}')
     lacks = [thing['what'] for thing in json.loads(first.try_run(f'remusctl --json preflight {GUEST}').stdout)['vms'][0]['lacks']]
-    for thing in ('is stale', f'{GUEST} runs on the backup since', f'no domain {GUEST}'):
+    for thing in ('is stale', f'{GUEST} runs on the backup', f'no domain {GUEST}'):
         if thing not in '\n'.join(lacks):
             raise LabError(f'preflight does not say "{thing}": {lacks}')
 
