@@ -146,7 +146,7 @@ def release_denied_by_the_arbiter_R7():
 @suite.test
 def degrade_does_not_wait_for_a_backup_that_says_nothing_R7():
     """It is connected to, and silent: remusd would wait for 5 s.  The arbiter, which says no, is asked again after 2 s."""
-    with with_arbiter(1, degrade="release", degrade_after=100) as pair:
+    with with_arbiter(1, degrade="release", degrade_after=100, timeout=1000) as pair:
         pair.protect()
         os.kill(pair.backup.daemon.pid, signal.SIGSTOP)
         times = []
