@@ -223,7 +223,7 @@ def one_is_not_heard(pair, lock):
 
 def race(event):
     """R7: it ends with a VM on one host, and clients saw nothing of the other one's that this one does not know."""
-    with Pair(degrade="release", degrade_after=random.choice((100, 300, 600)), timeout=300) as pair:
+    with Pair(degrade="release", degrade_after=random.choice((100, 300, 600)), timeout=1000) as pair:
         lock = Lock(pair)
         pair.protect()
         pair.wait_epochs(3)
