@@ -147,7 +147,7 @@ static int setup(void **state)
 {
     (void)state;
     alarm(HANG_S);
-    noted = (struct noted){.replica = {&noted_ops, noted.memory, PAGES}};
+    noted = (struct noted){.replica = {.ops = &noted_ops, .memory = noted.memory, .pages = PAGES}};
     strcpy(folder, "/tmp/remus-standby-XXXXXX");
     assert_non_null(mkdtemp(folder));
     cfg = (struct vm_config){.name = "v", .run_dir = folder, .platform = (char *)"noted", .memory_bytes = PAGES * PAGE_SIZE,
