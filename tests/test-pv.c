@@ -152,8 +152,8 @@ int xc_domain_save(xc_interface *xch, int io_fd, uint32_t dom, uint32_t flags, s
 
 static void put_page_data(struct buffer *b, uint64_t first, unsigned count, const uint8_t *types, uint8_t fill)
 {
-    uint8_t page[PAGE_SIZE], by_number[PAGES];
-    uint64_t pfns[PAGES];
+    uint8_t page[PAGE_SIZE], by_number[PAGES] = {0};
+    uint64_t pfns[PAGES] = {0};
 
     for (unsigned i = 0; i < count; i++) {
         pfns[i] = first + i;
