@@ -49,7 +49,7 @@ def set_up_network(hosts):
 CLIENT = """
 import socket, time
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-s.settimeout(1)
+s.settimeout(0.2)
 s.connect(("%s", 7000))
 last = 0
 while True:
