@@ -356,6 +356,9 @@ class Proxy(threading.Thread):
                 pass
 
     def close(self):
+        self.refuse = True
+        if self.listener.fileno() >= 0:
+            self.listener.shutdown(socket.SHUT_RDWR)  # or the accept that waits takes one more connection
         self.listener.close()
         self.cut()
 
